@@ -1,0 +1,9 @@
+"""``egnn-md md``."""
+
+from __future__ import annotations
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the subcommand to ``app``."""

@@ -1,0 +1,75 @@
+"""Reference methods by name: built-in ones, and any that another package registers.
+
+A third party adds a teacher through the entry-point group ``egnn_md.calculators``; the entry is a
+callable that takes keyword options and returns an ASE calculator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from typing import Any
+
+from ase.calculators.calculator import Calculator
+
+from egnn_md.errors import InputError, MissingDependencyError
+
+ENTRY_POINT_GROUP = "egnn_md.calculators"
+
+
+def _xtb(method: str) -> Callable[..., Calculator]:
+    def make(**options: Any) -> Calculator:
+        try:
+            from tblite.ase import TBLite
+        except ImportError as error:
+            raise MissingDependencyError(
+                f"the reference method {method} needs tblite: pip install 'egnn-md[label]'"
+            ) from error
+        # tblite's own restart between different structures can steer the SCF; each one starts fresh.
+        return TBLite(method=method, verbosity=0, cache_api=False, **options)
+
+    return make
+
+
+def _lennard_jones(**options: Any) -> Calculator:
+    from ase.calculators.lj import LennardJones
+
+    return LennardJones(**options)
+
+
+def _emt(**options: Any) -> Calculator:
+    from ase.calculators.emt import EMT
+
+    return EMT(**options)
+
+
+_BUILT_IN: dict[str, Callable[..., Calculator]] = {
+    "gfn1-xtb": _xtb("GFN1-xTB"),
+    "gfn2-xtb": _xtb("GFN2-xTB"),
+    "lj": _lennard_jones,
+    "emt": _emt,
+}
+
+
+def available_calculators() -> list[str]:
+    """Names that :func:`make_calculator` accepts in this environment."""
+    return sorted({*_BUILT_IN, *(e.name for e in entry_points(group=ENTRY_POINT_GROUP))})
+
+
+def make_calculator(name: str, **options: Any) -> Calculator:
+    """Build the ASE calculator registered under ``name`` (case does not matter).
+
+    Raises:
+        InputError: no calculator has that name; the message lists those that exist.
+        MissingDependencyError: the package behind it is not installed.
+    """
+    key = name.lower()
+    if key in _BUILT_IN:
+        return _BUILT_IN[key](**options)
+    for entry in entry_points(group=ENTRY_POINT_GROUP):
+        if entry.name.lower() == key:
+            return entry.load()(**options)
+    raise InputError(
+        f"unknown reference method {name!r}; known here: {', '.join(available_calculators())}. "
+        f"Another package can add one through the entry-point group {ENTRY_POINT_GROUP!r}."
+    )

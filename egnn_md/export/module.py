@@ -1,0 +1,97 @@
+"""The module that is scripted: a potential with its species, neighbour list and units baked in.
+
+No ``from __future__ import annotations`` here: TorchScript reads the annotations themselves.
+"""
+
+from typing import Optional
+
+import torch
+from torch import Tensor
+from vesin_torch import NeighborList
+
+
+class _Exported(torch.nn.Module):
+    """What the open and the periodic form share. Everything inside is Å and eV; the edge converts.
+
+    Args:
+        potential: follows the contract of :class:`egnn_md.models.Potential`, already in ``dtype``.
+        species: (M,) int64, atomic numbers of the particles that the potential acts on.
+        atoms: (M,) int64, their indices among all particles, or None if they are all particles.
+        particles: number of particles that ``forward`` will be given.
+        periodic: which of the two forms this is.
+        length: Å in one length unit of the engine.
+        energy: energy units of the engine in one eV.
+        dtype: floating type that the potential computes in.
+    """
+
+    def __init__(
+        self,
+        potential: torch.nn.Module,
+        species: Tensor,
+        atoms: Optional[Tensor],  # noqa: UP045 - the spelling TorchScript knows in every version
+        particles: int,
+        periodic: bool,
+        length: float,
+        energy: float,
+        dtype: torch.dtype,
+    ) -> None:
+        super().__init__()
+        self.potential = potential
+        self.neighbors = NeighborList(cutoff=float(potential.cutoff), full_list=True, sorted=True)  # type: ignore[arg-type]
+        self.dtype = dtype
+        self.length = length
+        self.energy = energy
+        self.particles = particles
+        self.subset = atoms is not None
+        self.register_buffer("species", species)
+        self.register_buffer("atoms", torch.arange(len(species)) if atoms is None else atoms)
+        self.register_buffer("batch", torch.zeros_like(species))
+        self.register_buffer("periodic", torch.tensor([periodic]))
+
+    def select(self, positions: Tensor) -> Tensor:
+        """(M, 3) float64, Å: the particles that the potential acts on; others get exactly zero force."""
+        if positions.dim() != 2 or positions.size(0) != self.particles or positions.size(1) != 3:
+            raise RuntimeError(
+                f"egnn_md: this artefact was exported for {self.particles} particles, positions must be "
+                f"({self.particles}, 3) and not {positions.shape}"
+            )
+        # double precision until the origin is near: a float32 coordinate far from it has lost its digits
+        x = positions.to(torch.float64) * self.length
+        if self.subset:
+            x = x.index_select(0, self.atoms)
+        return x
+
+    def total(self, positions: Tensor, cell: Tensor, repeat: bool) -> Tensor:
+        """Scalar float64, engine's energy unit, from positions (M, 3) and cell (3, 3), Å."""
+        x = positions.to(self.dtype)
+        box = cell.to(self.dtype)
+        found = self.neighbors.compute(x.detach(), box, repeat, "PS")
+        # vesin: pair = x[second] - x[first] + S·cell, sorted by first. Ours is receiver minus sender with
+        # the first one receiving, so the shift changes its sign.
+        edge_index = found[0].to(torch.int64).t().contiguous()
+        shifts = -(found[1].to(self.dtype) @ box)
+        energies = self.potential(x, self.species, edge_index, shifts, self.batch, self.periodic)
+        return energies.to(torch.float64).sum() * self.energy
+
+
+class ExportedOpen(_Exported):
+    """``forward(positions) -> energy`` for a system without periodic images."""
+
+    def forward(self, positions: Tensor) -> Tensor:
+        """Energy (scalar float64) of positions (particles, 3), both in the engine's units."""
+        x = self.select(positions)
+        x = x - x.detach().mean(dim=0)
+        cell = torch.zeros([3, 3], dtype=torch.float64, device=x.device)
+        return self.total(x, cell, False)
+
+
+class ExportedPeriodic(_Exported):
+    """``forward(positions, boxvectors) -> energy``; the box is read at every call, so a barostat works."""
+
+    def forward(self, positions: Tensor, boxvectors: Tensor) -> Tensor:
+        """Energy (scalar float64) of positions (particles, 3) in the box (3, 3), rows, engine's units."""
+        x = self.select(positions)
+        cell = boxvectors.detach().to(torch.float64) * self.length
+        # whole lattice vectors are taken off each particle: the energy does not change, float32 keeps digits
+        steps = torch.floor(x.detach() @ torch.linalg.inv(cell))
+        return self.total(x - steps @ cell, cell, True)

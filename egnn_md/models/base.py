@@ -1,0 +1,66 @@
+"""The contract that every potential keeps, learned or analytic."""
+
+from typing import List  # noqa: UP035 - TorchScript reads attribute types from here
+
+import torch
+from torch import Tensor, nn
+
+
+class Potential(nn.Module):
+    """Positions to per-atom energies. Subclasses are scriptable and keep no engine and no global state.
+
+    Attributes:
+        cutoff: Å; the neighbour list must hold every pair within it, and pairs beyond contribute nothing.
+        elements: sorted atomic numbers that the model knows; empty if it takes any.
+        long_range: True if an atom can feel another one outside ``cutoff`` times the number of layers.
+    """
+
+    cutoff: float
+    elements: List[int]  # noqa: UP006
+    long_range: bool
+
+    __jit_unused_properties__ = ["dtype", "device"]  # noqa: RUF012 - TorchScript wants a plain list
+
+    def __init__(self, cutoff: float, elements: List[int], *, long_range: bool = False) -> None:  # noqa: UP006
+        super().__init__()
+        self.cutoff = float(cutoff)
+        self.elements = list(elements)
+        self.long_range = long_range
+
+    def forward(
+        self,
+        positions: Tensor,
+        species: Tensor,
+        edge_index: Tensor,
+        shifts: Tensor,
+        batch: Tensor,
+        periodic: Tensor,
+    ) -> Tensor:
+        """Per-atom energies.
+
+        Args:
+            positions: (N, 3), Å.
+            species: (N,) int64, atomic numbers.
+            edge_index: (2, E) int64; row 0 receives, row 1 sends; sorted by receiver.
+            shifts: (E, 3) Cartesian lattice translations added to receiver minus sender, Å.
+            batch: (N,) int64, the graph of each atom.
+            periodic: (G,) bool, graphs that repeat in any direction.
+
+        Returns:
+            (N,) float64, eV.
+        """
+        raise NotImplementedError
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating type that positions are expected in."""
+        for parameter in self.parameters():
+            return parameter.dtype
+        return torch.float64
+
+    @property
+    def device(self) -> torch.device:
+        """Where parameters live (CPU for a model without any)."""
+        for parameter in self.parameters():
+            return parameter.device
+        return torch.device("cpu")

@@ -1,0 +1,101 @@
+"""Energies, forces and stress of any potential by one reverse pass."""
+
+from __future__ import annotations
+
+import torch
+from ase.data import chemical_symbols
+from torch import Tensor
+
+from egnn_md.errors import UnknownElementError
+from egnn_md.graph import ParticleGraph
+from egnn_md.models.base import Potential
+from egnn_md.nn.segment import segment_sum
+
+
+def check_elements(model: Potential, species: Tensor) -> None:
+    """Raise UnknownElementError naming the first atom whose element the model was not trained on."""
+    if not model.elements:
+        return
+    known = torch.tensor(model.elements, device=species.device)
+    unknown = ~torch.isin(species, known)
+    if bool(unknown.any()):
+        index = int(unknown.nonzero()[0])
+        number = int(species[index])
+        symbol = chemical_symbols[number] if 0 < number < len(chemical_symbols) else f"Z = {number}"
+        names = ", ".join(chemical_symbols[z] for z in model.elements)
+        raise UnknownElementError(
+            f"atom {index} is {symbol}, but the model knows only {names}; "
+            "choose a model trained on this element or train one"
+        )
+
+
+def evaluate(
+    model: Potential,
+    graph: ParticleGraph,
+    *,
+    forces: bool = True,
+    stress: bool = False,
+    training: bool = False,
+) -> dict[str, Tensor]:
+    """Evaluate ``model`` on a batch.
+
+    F = -dE/dx; stress = (dE/dε) / V for a symmetric strain ε of positions and cell, so it is positive under
+    tension, as ASE has it (Knuth et al., Comput. Phys. Commun. 190, 33, 2015).
+
+    Args:
+        model: any potential.
+        graph: positions in the model's dtype, edges within at least ``model.cutoff``.
+        forces: also give forces.
+        stress: also give the stress of every graph with a cell (zero elsewhere).
+        training: keep the graph of the forces, so that a loss on them can be differentiated.
+
+    Returns:
+        ``energy`` (G,) eV and ``energies`` (N,) eV in float64; ``forces`` (N, 3) eV/Å; ``stress``
+        (G, 3, 3) eV/Å³.
+
+    Raises:
+        UnknownElementError: an element that the model does not know.
+    """
+    check_elements(model, graph.species)
+    with torch.set_grad_enabled(training or forces or stress):
+        positions, cell = graph.positions, graph.cell
+        wanted: list[Tensor] = []
+        if forces:
+            positions = positions.detach().requires_grad_(True)
+            wanted.append(positions)
+        strained, strained_cell = positions, cell
+        strain: Tensor | None = None
+        if stress:
+            strain = torch.zeros_like(cell).requires_grad_(True)
+            symmetric = 0.5 * (strain + strain.transpose(1, 2))
+            strained = positions + torch.einsum("ni,nij->nj", positions, symmetric[graph.batch])
+            strained_cell = cell + torch.matmul(cell, symmetric)
+            wanted.append(strain)
+        edge_graph = graph.batch.index_select(0, graph.edge_index[0])
+        if graph.num_graphs == 1:
+            shifts = graph.cell_shifts @ strained_cell[0]
+        else:
+            shifts = torch.einsum("ei,eij->ej", graph.cell_shifts, strained_cell.index_select(0, edge_graph))
+        energies = model(strained, graph.species, graph.edge_index, shifts, graph.batch, graph.periodic)
+        energy = segment_sum(energies, graph.batch, graph.num_graphs)
+        result = {"energy": energy, "energies": energies}
+        if wanted:
+            gradients = list(
+                torch.autograd.grad(energy.sum(), wanted, create_graph=training, allow_unused=True)
+                if energy.requires_grad
+                else [None] * len(wanted)
+            )
+            filled = [
+                torch.zeros_like(w) if g is None else g for g, w in zip(gradients, wanted, strict=True)
+            ]
+            if forces:
+                result["forces"] = -filled.pop(0)
+            if stress:
+                volume = torch.linalg.det(cell).abs()[:, None, None]
+                full = graph.pbc.all(dim=1)[:, None, None] & (volume > 0)
+                result["stress"] = torch.where(
+                    full, filled.pop(0) / torch.where(full, volume, torch.ones_like(volume)), 0.0
+                )
+    if not training:
+        result = {name: value.detach() for name, value in result.items()}
+    return result

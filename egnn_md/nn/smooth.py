@@ -1,0 +1,259 @@
+"""FastEGNN made fit for dynamics: smooth in the positions, extensive, with K displacement vectors a particle.
+
+The published layer moves one copy of the positions, x_i + V_i, and feeds its distances back. Here K copies
+move, x_i + V_i^k, and an edge sees how they lie to it. With û the unit vector and d the length of the *input*
+pair x_i - x_j (so the envelope u(d) and with it the energy stay smooth as neighbours come and go):
+
+| equation | variable |
+| --- | --- |
+| radial functions b(d) u(d) | ``radial`` (E, B) |
+| geometry g_ij = [û·V_i, û·V_j, V_i·V_j] | ``geometry`` (E, 3K), from the second layer on |
+| m_ij = SiLU(W₂ SiLU(W_i h_i + W_j h_j + W_b b u + W_g g_ij + w) + w₂) ⊙ (W_f b u) | ``message`` (E, F) |
+| V_i ← V_i + n^-½ Σ_j (φ_x(m_ij) û + φ_V(m_ij) V_j) | ``vectors`` (N, 3, K) |
+| h_i ← h_i + φ_h([h_i, n^-½ Σ_j m_ij, mean_c m_ic, (V_i A)·(V_i B)]) | ``features`` (N, F) |
+| V_i ← V_i + φ_vel(h_i) (V_i A), the published velocity step with V_i for v_i | |
+
+``n`` is a constant, the data set's mean neighbour count. Virtual nodes act as published in an open system; in a
+periodic one, where no centre of mass exists, they carry features only. Why: docs/decisions/0002.
+"""
+
+import math
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from egnn_md.nn.basis import BesselBasis, polynomial_envelope
+from egnn_md.nn.perceptron import perceptron
+from egnn_md.nn.segment import segment_mean, segment_sum
+
+#: Å; below it the smooth norm turns from |x| into a parabola, far under any distance that carries physics.
+NORM_SOFTENING = 1e-2
+
+
+class SmoothConfig(BaseModel):
+    """Sizes of the smooth network."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    species: int = Field(ge=1, description="number of kinds of particle")
+    cutoff: float = Field(default=5.0, gt=0, description="Å")
+    hidden: int = Field(default=64, ge=1)
+    layers: int = Field(default=3, ge=1)
+    virtual_nodes: int = Field(default=2, ge=0, description="C; 0 makes the network strictly local")
+    vector_channels: int = Field(default=8, ge=1, description="K; 1 is the paper")
+    basis: int = Field(default=8, ge=1, description="radial functions")
+    mean_neighbors: float = Field(default=50.0, gt=0, description="constant n that sums are scaled by")
+
+
+def smooth_norm(vectors: Tensor, dim: int, softening: float = NORM_SOFTENING) -> Tensor:
+    """``sqrt(|v|² + s²) - s``: zero at zero, with every derivative finite there."""
+    squared = (vectors * vectors).sum(dim)
+    return (squared + softening**2).sqrt() - softening
+
+
+class VirtualExchange(nn.Module):
+    """Messages between particles and virtual nodes for one layer, and the virtual nodes' own update."""
+
+    def __init__(self, config: SmoothConfig) -> None:
+        super().__init__()
+        hidden, channels = config.hidden, config.virtual_nodes
+        self.length = config.cutoff
+        self.from_node = nn.Linear(hidden, hidden)
+        self.from_virtual = nn.Linear(hidden, hidden, bias=False)
+        self.from_geometry = nn.Linear(1 + channels, hidden, bias=False)
+        self.second = nn.Sequential(nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU())
+        self.vector_map = nn.Linear(hidden, config.vector_channels, bias=False)
+        self.position_map = nn.Linear(hidden, 1, bias=False)
+        self.feature_update = perceptron(2 * hidden, hidden, hidden)
+        for small in (self.vector_map, self.position_map):
+            nn.init.xavier_uniform_(small.weight, gain=0.1)
+
+    def forward(
+        self,
+        features: Tensor,
+        positions: Tensor,
+        virtual_features: Tensor,
+        virtual_positions: Tensor,
+        batch: Tensor,
+        open_graph: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return mean message (N, F), vector step (N, 3, K), new virtual features (G, C, F), positions (G, C, 3).
+
+        ``open_graph`` (G, 1, 1) is 1 where a centre of mass exists and 0 in a periodic cell.
+        """
+        graphs = virtual_features.shape[0]
+        centre = segment_mean(positions, batch, graphs).unsqueeze(1)
+        centred = (virtual_positions - centre) * open_graph / self.length
+        mixing = torch.matmul(centred, centred.transpose(1, 2))  # (G, C, C)
+        to_virtual = (
+            (virtual_positions.index_select(0, batch) - positions.unsqueeze(1))
+            * open_graph.index_select(0, batch)
+            / self.length
+        )  # (N, C, 3)
+        geometry = torch.cat(
+            [smooth_norm(to_virtual, 2).unsqueeze(2), mixing.transpose(1, 2).index_select(0, batch)], 2
+        )
+        message = self.second(
+            self.from_node(features).unsqueeze(1)
+            + self.from_virtual(virtual_features).index_select(0, batch)
+            + self.from_geometry(geometry)
+        )  # (N, C, F)
+        vector_step = -torch.matmul(to_virtual.transpose(1, 2), self.vector_map(message)) / message.shape[1]
+        step = segment_mean(to_virtual * self.position_map(message), batch, graphs) * self.length
+        pooled = segment_mean(message, batch, graphs)
+        updated = virtual_features + self.feature_update(torch.cat([virtual_features, pooled], 2))
+        return message.mean(1), vector_step, updated, virtual_positions + step
+
+
+class SmoothLayer(nn.Module):
+    """One layer of the module's table."""
+
+    first: torch.jit.Final[bool]
+    has_virtual: torch.jit.Final[bool]
+
+    def __init__(self, config: SmoothConfig, *, first: bool) -> None:
+        super().__init__()
+        hidden, vectors = config.hidden, config.vector_channels
+        self.first = first
+        self.has_virtual = config.virtual_nodes > 0
+        self.norm = 1.0 / math.sqrt(config.mean_neighbors)
+        self.vectors = vectors
+        self.from_receiver = nn.Linear(hidden, hidden)
+        self.from_sender = nn.Linear(hidden, hidden, bias=False)
+        self.from_radial = nn.Linear(config.basis, hidden, bias=False)
+        self.filter = nn.Linear(config.basis, hidden, bias=False)
+        self.second = nn.Linear(hidden, hidden)
+        self.activation = nn.SiLU()
+        self.from_geometry: nn.Module = (
+            nn.Identity() if first else nn.Linear(3 * vectors, hidden, bias=False)
+        )
+        self.vector_map = nn.Linear(hidden, vectors if first else 2 * vectors, bias=False)
+        self.mix = nn.Linear(vectors, 2 * vectors, bias=False)
+        aggregates = 3 if self.has_virtual else 2
+        self.node_mlp = perceptron(aggregates * hidden + vectors, hidden, hidden)
+        self.velocity_map = nn.Linear(hidden, vectors)
+        self.virtual: nn.Module = VirtualExchange(config) if self.has_virtual else nn.Identity()
+
+    def forward(
+        self,
+        features: Tensor,
+        vectors: Tensor,
+        positions: Tensor,
+        virtual_features: Tensor,
+        virtual_positions: Tensor,
+        unit: Tensor,
+        radial: Tensor,
+        receivers: Tensor,
+        senders: Tensor,
+        batch: Tensor,
+        open_graph: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return updated ``features, vectors, virtual_features, virtual_positions``."""
+        nodes = features.shape[0]
+        hidden_edge = (
+            self.from_receiver(features).index_select(0, receivers)
+            + self.from_sender(features).index_select(0, senders)
+            + self.from_radial(radial)
+        )
+        flat = vectors.reshape(nodes, 3 * self.vectors)
+        sent = flat.index_select(0, senders).reshape(-1, 3, self.vectors)
+        if not self.first:
+            received = flat.index_select(0, receivers).reshape(-1, 3, self.vectors)
+            u = unit.unsqueeze(2)
+            geometry = torch.cat([(u * received).sum(1), (u * sent).sum(1), (received * sent).sum(1)], 1)
+            hidden_edge = hidden_edge + self.from_geometry(geometry)
+        message = self.activation(self.second(self.activation(hidden_edge))) * self.filter(radial)
+        weights = self.vector_map(message)
+        step = unit.unsqueeze(2) * weights[:, : self.vectors].unsqueeze(1)
+        if not self.first:
+            step = step + sent * weights[:, self.vectors :].unsqueeze(1)
+        moved = segment_sum(step.reshape(-1, 3 * self.vectors), receivers, nodes) * self.norm
+        vectors = vectors + moved.reshape(nodes, 3, self.vectors)
+        aggregated = [features, segment_sum(message, receivers, nodes) * self.norm]
+        if self.has_virtual:
+            mean_message, vector_step, virtual_features, virtual_positions = self.virtual(
+                features, positions, virtual_features, virtual_positions, batch, open_graph
+            )
+            vectors = vectors + vector_step
+            aggregated.append(mean_message)
+        mixed = self.mix(vectors)
+        left, right = mixed[:, :, : self.vectors], mixed[:, :, self.vectors :]
+        aggregated.append((left * right).sum(1))
+        features = features + self.node_mlp(torch.cat(aggregated, 1))
+        vectors = vectors + left * self.velocity_map(features).unsqueeze(1)
+        return features, vectors, virtual_features, virtual_positions
+
+
+class SmoothFastEGNN(nn.Module):
+    """Species and positions to invariant features (N, hidden), smooth to second derivatives.
+
+    Args:
+        config: sizes.
+    """
+
+    def __init__(self, config: SmoothConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.cutoff: float = config.cutoff
+        self.channels: int = config.virtual_nodes
+        self.vectors: int = config.vector_channels
+        self.embedding = nn.Embedding(config.species, config.hidden)
+        self.basis = BesselBasis(config.basis, config.cutoff)
+        self.virtual_features = nn.Parameter(torch.randn(1, config.virtual_nodes, config.hidden))
+        self.layers = nn.ModuleList(
+            [SmoothLayer(config, first=index == 0) for index in range(config.layers)]
+        )
+
+    def forward(
+        self,
+        kinds: Tensor,
+        positions: Tensor,
+        edge_index: Tensor,
+        shifts: Tensor,
+        batch: Tensor,
+        periodic: Tensor,
+    ) -> Tensor:
+        """Features of every particle.
+
+        Args:
+            kinds: (N,) int64 in 0..species-1.
+            positions: (N, 3), Å.
+            edge_index: (2, E); row 0 receives. Pairs beyond the cutoff contribute exactly nothing.
+            shifts: (E, 3) Cartesian lattice translations, Å.
+            batch: (N,) graph of each particle.
+            periodic: (G,) bool.
+
+        Returns:
+            (N, hidden).
+        """
+        receivers, senders = edge_index[0], edge_index[1]
+        pair = positions.index_select(0, receivers) - positions.index_select(0, senders) + shifts
+        distance = (pair * pair).sum(1).sqrt()
+        unit = pair / distance.unsqueeze(1)
+        radial = self.basis(distance) * polynomial_envelope(distance, self.cutoff).unsqueeze(1)
+
+        graphs = periodic.shape[0]
+        features = self.embedding(kinds)
+        vectors = torch.zeros(
+            [positions.shape[0], 3, self.vectors], dtype=positions.dtype, device=positions.device
+        )
+        centre = segment_mean(positions, batch, graphs)
+        virtual_positions = centre.unsqueeze(1).expand(-1, self.channels, -1)
+        virtual_features = self.virtual_features.expand(graphs, -1, -1)
+        open_graph = periodic.logical_not().to(positions.dtype).reshape(-1, 1, 1)
+        for layer in self.layers:
+            features, vectors, virtual_features, virtual_positions = layer(
+                features,
+                vectors,
+                positions,
+                virtual_features,
+                virtual_positions,
+                unit,
+                radial,
+                receivers,
+                senders,
+                batch,
+                open_graph,
+            )
+        return features

@@ -1,0 +1,173 @@
+"""Watchmen of a run: they look at numbers only and know no engine.
+
+Three things end a run: a force or energy that is no number, an atom that is thrown further in a step than
+a bond is long, and a temperature that no thermostat would hold. The error names the atom, its element, the
+step and the last good frame.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from egnn_md.errors import SimulationError
+from egnn_md.simulation.mechanics import acceleration, kinetic_energy, temperature, thermal_speed
+
+MAX_DISPLACEMENT = 1.0  # Å in one step, beyond thermal motion
+MAX_VOLUME_FACTOR = 4.0  # a barostat never changes a condensed phase by so much
+THERMAL_SIGMAS = 8.0  # how many standard deviations of a velocity component count as thermal motion
+
+
+@dataclass(frozen=True)
+class Instant:
+    """What a guard sees: positions, forces (N, 3), velocities (Å, eV/Å, Å/fs), energy (eV), cell (3, 3)."""
+
+    step: int
+    positions: np.ndarray
+    velocities: np.ndarray
+    forces: np.ndarray
+    energy: float
+    cell: np.ndarray
+
+
+class GuardError(SimulationError):
+    """A guard tripped. Attributes: ``step``, ``atom`` (index or None), ``reason``."""
+
+    def __init__(self, reason: str, step: int, atom: int | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.step = step
+        self.atom = atom
+
+
+@dataclass
+class Guards:
+    """Checks of successive instants of one run.
+
+    Attributes:
+        symbols: (N) chemical symbols for messages.
+        masses: (N,) amu.
+        timestep: fs.
+        degrees_of_freedom: of the kinetic temperature.
+        periodic: whether the cell counts.
+        reference_temperature: K; what the run starts at or is held at.
+        max_displacement: Å that an atom may move in one step.
+        max_temperature: K; None for 5 times the reference (at least 1,000 K above it), with more room for
+            systems of few atoms, whose temperature scatters.
+    """
+
+    symbols: list[str]
+    masses: np.ndarray
+    timestep: float
+    degrees_of_freedom: int
+    periodic: bool
+    reference_temperature: float
+    max_displacement: float = MAX_DISPLACEMENT
+    max_temperature: float | None = None
+    _last: Instant | None = field(default=None, repr=False)
+    _first_volume: float | None = field(default=None, repr=False)
+
+    @property
+    def temperature_limit(self) -> float:
+        """K above which a run counts as exploded."""
+        if self.max_temperature is not None:
+            return self.max_temperature
+        reference = self.reference_temperature
+        return max(5.0 * reference, reference + 1000.0) * (1.0 + 30.0 / max(self.degrees_of_freedom, 1))
+
+    def name(self, atom: int) -> str:
+        """``atom 12 (O)``: atoms count from 0, as in every file that Python reads."""
+        return f"atom {atom} ({self.symbols[atom]})"
+
+    def check(self, now: Instant) -> None:
+        """Remember ``now`` if it is sound. Raises GuardError otherwise."""
+        self._check_numbers(now)
+        self._check_next_step(now)
+        if self._last is not None:
+            self._check_displacement(self._last, now)
+        self._check_temperature(now)
+        self._check_volume(now)
+        self._last = now
+
+    def rewind(self, instant: Instant) -> None:
+        """Take ``instant`` as the last good one (after going back in time)."""
+        self._last = instant
+
+    def _check_numbers(self, now: Instant) -> None:
+        for what, values in (
+            ("force", now.forces),
+            ("position", now.positions),
+            ("velocity", now.velocities),
+        ):
+            bad = ~np.isfinite(values).all(axis=1)
+            if bad.any():
+                atom = int(np.flatnonzero(bad)[0])
+                others = int(bad.sum()) - 1
+                more = f" (and on {others} other atoms)" if others else ""
+                value = ", ".join(f"{x:g}" for x in values[atom])
+                raise GuardError(
+                    f"the {what} of {self.name(atom)} became ({value}) at step {now.step}{more}", now.step, atom
+                )
+        if not np.isfinite(now.energy):
+            raise GuardError(f"the potential energy became {now.energy} at step {now.step}", now.step)
+        if not np.isfinite(now.cell).all():
+            raise GuardError(f"the cell became {now.cell.tolist()} at step {now.step}", now.step)
+
+    def _check_next_step(self, now: Instant) -> None:
+        move = np.linalg.norm(now.velocities, axis=1) * self.timestep
+        kick = np.linalg.norm(acceleration(self.masses, now.forces), axis=1) * self.timestep**2
+        atom = int(np.argmax(np.maximum(move, kick)))
+        if max(move[atom], kick[atom]) > self.max_displacement:
+            force = float(np.linalg.norm(now.forces[atom]))
+            raise GuardError(
+                f"{self.name(atom)} is thrown {max(move[atom], kick[atom]):.2f} Å in one step at step {now.step} "
+                f"(limit {self.max_displacement:g} Å; its force is {force:.3g} eV/Å)",
+                now.step,
+                atom,
+            )
+
+    def _check_displacement(self, last: Instant, now: Instant) -> None:
+        steps = now.step - last.step
+        if self.periodic:
+            # in fractional coordinates, so that a barostat's scaling of the whole cell is no displacement
+            change = now.positions @ np.linalg.inv(now.cell) - last.positions @ np.linalg.inv(last.cell)
+            moved = np.linalg.norm((change - np.round(change)) @ now.cell, axis=1)
+        else:
+            moved = np.linalg.norm(now.positions - last.positions, axis=1)
+        thermal = thermal_speed(self.masses, self.reference_temperature) * self.timestep * steps
+        excess = moved - THERMAL_SIGMAS * thermal
+        atom = int(np.argmax(excess))
+        if excess[atom] > self.max_displacement:
+            span = "in one step" if steps == 1 else f"in {steps} steps"
+            raise GuardError(
+                f"{self.name(atom)} was thrown {moved[atom]:.2f} Å {span} at step {now.step} "
+                f"(limit {self.max_displacement:g} Å beyond thermal motion)",
+                now.step,
+                atom,
+            )
+
+    def _check_temperature(self, now: Instant) -> None:
+        kelvin = temperature(kinetic_energy(self.masses, now.velocities), self.degrees_of_freedom)
+        if kelvin > self.temperature_limit:
+            fastest = int(np.argmax(self.masses * (now.velocities**2).sum(axis=1)))
+            raise GuardError(
+                f"the temperature reached {kelvin:.0f} K at step {now.step} (limit "
+                f"{self.temperature_limit:.0f} K); {self.name(fastest)} carries the most kinetic energy",
+                now.step,
+                fastest,
+            )
+
+    def _check_volume(self, now: Instant) -> None:
+        if not self.periodic:
+            return
+        volume = abs(float(np.linalg.det(now.cell)))
+        if self._first_volume is None:
+            self._first_volume = volume
+        factor = volume / self._first_volume
+        if not 1 / MAX_VOLUME_FACTOR < factor < MAX_VOLUME_FACTOR:
+            raise GuardError(
+                f"the volume went from {self._first_volume:.0f} to {volume:.0f} Å³ by step {now.step}: "
+                "the system boils or collapses",
+                now.step,
+            )

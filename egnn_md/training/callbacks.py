@@ -1,0 +1,221 @@
+"""Around the steps: logs, validation with the averaged weights, checkpoints, early stop, progress."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, Checkpoint
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from egnn_md.graph import ParticleGraph
+from egnn_md.training.config import LossSection
+from egnn_md.training.logs import CsvLog
+from egnn_md.training.metrics import measure_errors
+from egnn_md.training.module import PotentialModule
+
+CHECKPOINT_NAME = "last.ckpt"
+TRAIN_COLUMNS = ("step", "epoch", "lr", "loss", "energy", "forces", "stress", "grad_norm", "elapsed")
+VALID_COLUMNS = (
+    "step", "elapsed", "loss", "energy_mae", "energy_rmse", "energy_offset", "energy_mae_centred",
+    "energy_rmse_centred", "force_mae", "force_rmse", "force_max", "stress_mae", "stress_rmse",
+)  # fmt: skip
+
+
+def validation_loss(errors: dict[str, float], settings: LossSection) -> float:
+    """The squared training loss, from measured errors (meV/atom, meV/Å; the stress is left out)."""
+    return (
+        settings.energy * (errors["energy_rmse"] / 1e3) ** 2
+        + settings.forces * (errors["force_rmse"] / 1e3) ** 2
+    )
+
+
+class Bookkeeper(Checkpoint):
+    """Logs each window, validates when due, and saves a checkpoint at the end of every round.
+
+    It is a ``Checkpoint`` so that the trainer calls it after all other callbacks. Files are replaced
+    atomically: a kill at any moment leaves the previous checkpoint whole.
+
+    Args:
+        directory: of the run.
+        valid: graphs to validate on.
+        structures: size of the training set, to count epochs.
+        save_best: called with the module when the monitored error improved.
+        resume_at: the step the run continues from, or None.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        valid: Sequence[ParticleGraph],
+        structures: int,
+        save_best: Callable[[PotentialModule, dict[str, float]], None],
+        resume_at: int | None = None,
+    ) -> None:
+        self.directory = directory
+        self.valid = valid
+        self.structures = structures
+        self.save_best = save_best
+        self.train_log = CsvLog(directory / "train.csv", TRAIN_COLUMNS, resume_at)
+        self.valid_log = CsvLog(directory / "valid.csv", VALID_COLUMNS, resume_at)
+        self.last_errors: dict[str, float] = {}
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """A row of the log every ``log_every`` steps."""
+        assert isinstance(pl_module, PotentialModule)
+        step = trainer.global_step
+        if step % pl_module.config.log_every:
+            return
+        row: dict[str, float] = {
+            "step": step,
+            "epoch": step * pl_module.config.batch_size / self.structures,
+            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+            "grad_norm": pl_module.grad_norm,
+            "elapsed": pl_module.elapsed(),
+            **pl_module.take_window(),
+        }
+        self.train_log.append(row)
+        self._to_loggers(trainer, "train", row)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End of a round (Lightning's epoch): validate if due, then save everything."""
+        assert isinstance(pl_module, PotentialModule)
+        step = trainer.global_step
+        if step and (step % pl_module.config.validate_every == 0 or pl_module.finished()):
+            self._validate(trainer, pl_module)
+        self.save(trainer)
+
+    def save(self, trainer: Trainer) -> None:
+        """Write ``last.ckpt`` beside its place, to the disk, then move it there."""
+        target = self.directory / CHECKPOINT_NAME
+        temporary = target.with_suffix(".tmp")
+        trainer.save_checkpoint(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(target)
+
+    def _validate(self, trainer: Trainer, module: PotentialModule) -> None:
+        config = module.config
+        model = module.validated
+        was_training = model.training
+        model.eval()
+        with torch.random.fork_rng(devices=[]):
+            errors = measure_errors(model, self.valid, batch_size=max(4, config.batch_size))
+        model.train(was_training)
+        errors["loss"] = validation_loss(errors, config.loss)
+        self.last_errors = errors
+        row = {"step": trainer.global_step, "elapsed": module.elapsed(), **errors}
+        self.valid_log.append(row)
+        self._to_loggers(trainer, "valid", row)
+        monitored = errors[config.monitor]
+        if monitored < module.best:
+            if monitored < module.best - config.early_stopping.min_delta:
+                module.validations_since_best = 0
+            else:
+                module.validations_since_best += 1
+            module.best, module.best_step = monitored, trainer.global_step
+            self.save_best(module, errors)
+        else:
+            module.validations_since_best += 1
+        patience = config.early_stopping.patience
+        if patience is not None and module.validations_since_best >= patience:
+            module.stopped_early = True
+            trainer.should_stop = True
+
+    @staticmethod
+    def _to_loggers(trainer: Trainer, prefix: str, row: dict[str, float]) -> None:
+        values = {f"{prefix}/{key}": value for key, value in row.items() if key != "step"}
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=int(row["step"]))
+
+
+class ProgressReport(Callback):
+    """A bar with errors and time left on a terminal; a line a validation where the output is a file."""
+
+    def __init__(self, bookkeeper: Bookkeeper, console: Console) -> None:
+        self.bookkeeper = bookkeeper
+        self.console = console
+        self.bar: Progress | None = None
+        self.task: TaskID | None = None
+        self.reported: dict[str, float] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open the bar."""
+        if not self.console.is_terminal:
+            return
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>5.1f} %"),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=self.console,
+            refresh_per_second=2,
+        )
+        self.bar.start()
+        self.task = self.bar.add_task("training", total=1.0, note="")
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Move the bar now and then: drawing must not cost what training needs."""
+        assert isinstance(pl_module, PotentialModule)
+        if self.bar is None or self.task is None or trainer.global_step % 10:
+            return
+        done = self._done(trainer, pl_module)
+        elapsed = pl_module.elapsed()
+        left = elapsed / done * (1 - done) if done > 0 else 0.0
+        errors = self.bookkeeper.last_errors
+        note = f"step {trainer.global_step}, {left / 60:.1f} min left"
+        if errors:
+            note += f", valid {errors['force_rmse']:.1f} meV/Å {errors['energy_rmse_centred']:.2f} meV/atom"
+        self.bar.update(self.task, completed=done, note=note)
+
+    @staticmethod
+    def _done(trainer: Trainer, module: PotentialModule) -> float:
+        schedule = module.schedule
+        parts = [0.0]
+        if schedule.max_steps:
+            parts.append(trainer.global_step / schedule.max_steps)
+        if schedule.budget_seconds:
+            parts.append(module.elapsed() / schedule.budget_seconds)
+        return min(1.0, max(parts))
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say what the validation before this round measured."""
+        self._report(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Close the bar."""
+        self._report(trainer, pl_module)
+        self.close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Give the terminal back."""
+        self.close()
+
+    def close(self) -> None:
+        """Stop drawing."""
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+
+    def _report(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        errors = self.bookkeeper.last_errors
+        if not errors or errors is self.reported:
+            return
+        assert isinstance(pl_module, PotentialModule)
+        self.reported = errors
+        self.console.print(
+            f"step {trainer.global_step:>7}  {pl_module.elapsed() / 60:7.1f} min  valid: force RMSE "
+            f"{errors['force_rmse']:.1f} meV/Å, energy RMSE {errors['energy_rmse']:.2f} "
+            f"({errors['energy_rmse_centred']:.2f} centred) meV/atom, loss {errors['loss']:.4g}",
+            highlight=False,
+        )

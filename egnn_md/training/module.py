@@ -1,0 +1,195 @@
+"""The training module: what happens in one step, and everything that a checkpoint must carry."""
+
+from __future__ import annotations
+
+import math
+import time
+from copy import deepcopy
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from egnn_md.errors import EgnnMdError
+from egnn_md.graph import ParticleGraph
+from egnn_md.models import evaluate
+from egnn_md.training.config import TrainConfig
+from egnn_md.training.loss import potential_loss
+from egnn_md.training.schedule import CosineSchedule
+
+STATE_KEY = "egnn_md"
+STATE_VERSION = 1
+
+
+class TrainingError(EgnnMdError):
+    """Training broke down (a loss that is not finite); the last checkpoint is from before."""
+
+
+def moving_average(decay: float) -> Any:
+    """Update rule for :class:`torch.optim.swa_utils.AveragedModel` whose decay ramps up from 0.1 to ``decay``.
+
+    With a constant decay the first weights, which are random, would stay in the average for several times
+    ``1 / (1 - decay)`` steps.
+    """
+
+    @torch.no_grad()
+    def update(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
+        number = float(count)
+        weight = 1.0 - min(decay, (1.0 + number) / (10.0 + number))
+        torch._foreach_lerp_(averaged, current, weight)
+
+    return update
+
+
+class PotentialModule(LightningModule):
+    """Energy, force and stress training of a potential, with an average of its weights.
+
+    Args:
+        potential: the model that is optimised.
+        config: the run.
+        schedule: learning rate and end of the run.
+        data_digest: of the training set; a checkpoint refuses to go on with other data.
+    """
+
+    def __init__(
+        self, potential: nn.Module, config: TrainConfig, schedule: CosineSchedule, data_digest: str
+    ) -> None:
+        super().__init__()
+        self.potential = potential
+        self.config = config
+        self.schedule = schedule
+        self.data_digest = data_digest
+        self.averaged: AveragedModel | None = None
+        if config.ema_decay > 0:
+            self.averaged = AveragedModel(
+                deepcopy(potential), multi_avg_fn=moving_average(config.ema_decay)
+            ).requires_grad_(False)
+        self.elapsed_before = 0.0
+        self.started = time.monotonic()
+        self.best = math.inf
+        self.best_step = -1
+        self.validations_since_best = 0
+        self.stopped_early = False
+        self.stop_requested = False
+        self.window: dict[str, float] = {}
+        self.grad_norm = 0.0
+
+    @property
+    def validated(self) -> nn.Module:
+        """The weights that are validated and saved: the average, or the plain ones if it is off."""
+        return self.potential if self.averaged is None else self.averaged.module
+
+    def elapsed(self) -> float:
+        """Seconds of training so far, interrupted parts included."""
+        return self.elapsed_before + time.monotonic() - self.started
+
+    def finished(self) -> bool:
+        """A limit of the run is reached, or it was stopped early."""
+        return self.stopped_early or self.schedule.finished(self.global_step, self.elapsed())
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW; weight decay on the matrices of linear maps only."""
+        settings = self.config.optimizer
+        matrices = {
+            id(layer.weight) for layer in self.potential.modules() if isinstance(layer, nn.Linear)
+        }
+        trained = [p for p in self.potential.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in trained if id(p) in matrices], "weight_decay": settings.weight_decay},
+            {"params": [p for p in trained if id(p) not in matrices], "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(
+            [group for group in groups if group["params"]],
+            lr=settings.lr,
+            betas=settings.betas,
+            eps=settings.eps,
+            fused=trained[0].device.type in ("cpu", "cuda"),  # one call instead of ten a parameter
+        )
+
+    def transfer_batch_to_device(
+        self, batch: ParticleGraph, device: torch.device, dataloader_idx: int
+    ) -> ParticleGraph:
+        """Lightning's own walk through containers does not know frozen records."""
+        return batch.to(device=device)
+
+    def on_fit_start(self) -> None:
+        """The clock starts when the steps do, not when the data are read."""
+        self.started = time.monotonic()
+
+    def on_train_batch_start(self, batch: ParticleGraph, batch_idx: int) -> None:
+        """Set the learning rate of this step: it is a function of step and time, with no state to restore."""
+        factor = self.schedule.factor(self.global_step, self.elapsed())
+        for group in self.trainer.optimizers[0].param_groups:
+            group["lr"] = self.config.optimizer.lr * factor
+
+    def training_step(self, batch: ParticleGraph, batch_idx: int) -> Tensor:
+        """Loss of one batch; forces and stress keep their graph, because the loss is differentiated again."""
+        settings = self.config.loss
+        prediction = evaluate(
+            self.potential, batch, forces=settings.forces > 0, stress=settings.stress > 0, training=True
+        )
+        parts = potential_loss(prediction, batch, settings)
+        for name, value in parts.items():
+            number = float(value.detach())
+            if not math.isfinite(number):
+                raise TrainingError(
+                    f"step {self.global_step}: the {name} error is {number}. The last checkpoint is from before; "
+                    "resume with a smaller optimizer.lr or clip_norm, or leave out hard structures "
+                    "(data.max_force)"
+                )
+            self.window[name] = self.window.get(name, 0.0) + number
+        self.window["count"] = self.window.get("count", 0.0) + 1.0
+        return parts["loss"]
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Any,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the norm of all gradients together, and remember it for the log."""
+        limit = math.inf if self.config.clip_norm is None else self.config.clip_norm
+        trained = [p for p in self.potential.parameters() if p.requires_grad]
+        self.grad_norm = float(torch.nn.utils.clip_grad_norm_(trained, limit, foreach=True))
+
+    def on_train_batch_end(self, outputs: Any, batch: ParticleGraph, batch_idx: int) -> None:
+        """Follow with the average, and stop between steps, where the state is whole."""
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.potential)
+        if self.stop_requested or self.finished():
+            self.trainer.should_stop = True
+
+    def take_window(self) -> dict[str, float]:
+        """Mean errors since the last call."""
+        count = self.window.pop("count", 0.0)
+        means = {name: total / count for name, total in self.window.items()} if count else {}
+        self.window = {}
+        return means
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Plain values and tensors only, so that the file loads with ``weights_only=True``."""
+        checkpoint[STATE_KEY] = {
+            "version": STATE_VERSION,
+            "config": self.config.model_dump_json(),
+            "data_digest": self.data_digest,
+            "elapsed": self.elapsed(),
+            "best": self.best,
+            "best_step": self.best_step,
+            "validations_since_best": self.validations_since_best,
+            "stopped_early": self.stopped_early,
+            "window": dict(self.window),
+            "rng": torch.get_rng_state(),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The counterpart of :meth:`on_save_checkpoint`."""
+        state = checkpoint[STATE_KEY]
+        self.elapsed_before = float(state["elapsed"])
+        self.best = float(state["best"])
+        self.best_step = int(state["best_step"])
+        self.validations_since_best = int(state["validations_since_best"])
+        self.stopped_early = bool(state["stopped_early"])
+        self.window = {str(name): float(value) for name, value in state["window"].items()}
+        torch.set_rng_state(state["rng"].cpu())
