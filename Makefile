@@ -52,7 +52,7 @@ demo: $(STAMP)  ## liquid water (64 molecules), NVT then NVE in OpenMM, and its 
 	$(BIN)/egnn-md md $(DEMO_STRUCTURE) --model $(DEMO_MODEL) --engine openmm --implementation torch \
 	  --ensemble nvt --temperature $(DEMO_TEMPERATURE) --timestep $(DEMO_TIMESTEP) --steps $(DEMO_NVT_STEPS) \
 	  --trajectory dcd --output $(DEMO_DIR)/nvt --overwrite $(DEMO_FLAGS); \
-	$(BIN)/egnn-md md $(DEMO_STRUCTURE) --model $(DEMO_MODEL) --engine openmm --implementation torch \
+	$(BIN)/egnn-md md --model $(DEMO_MODEL) --engine openmm --implementation torch \
 	  --ensemble nve --timestep $(DEMO_TIMESTEP) --steps $(DEMO_NVE_STEPS) \
 	  --trajectory dcd --continue-from $(DEMO_DIR)/nvt --output $(DEMO_DIR)/nve --overwrite $(DEMO_FLAGS); \
 	$(BIN)/egnn-md report $(DEMO_DIR)/nvt; \
@@ -67,19 +67,22 @@ lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# torch-cluster has no wheel: it is compiled, 5 to 10 minutes on 2 cores. It must see the torch it is built
-# for, hence no build isolation; ninja lets it use every core. pip keeps the wheel it built and would hand the
-# same one to a later torch, so one that does not import is built again.
+# torch-cluster has no wheel: it is compiled, 5 to 10 minutes on 2 cores, and must see the torch it is built for,
+# hence no build isolation. Its setup switches ninja off, so its extensions are built side by side through
+# setuptools (not with CUDA: torch swaps the compiler for nvcc in a way that is not safe between threads). pip keeps
+# the wheel it built and would hand the same one to a later torch, so one that does not import is built again.
 cluster: $(STAMP)  ## compile torch-cluster (needs a C++ compiler), unless it is there
 	@if $(BIN)/python -c 'import torch_cluster' 2>/dev/null; then \
 	  echo "torch-cluster is there: $$($(BIN)/python -c 'import torch_cluster; print(torch_cluster.__version__)')"; \
 	else \
 	  command -v c++ >/dev/null || command -v g++ >/dev/null || { echo "torch-cluster is compiled and no C++ compiler was found; on Debian: apt-get install g++ python3-dev" >&2; exit 1; }; \
-	  $(BIN)/python -m pip install --disable-pip-version-check --quiet ninja wheel 'setuptools<82'; \
-	  build="$(BIN)/python -m pip install --disable-pip-version-check --no-build-isolation"; \
-	  PATH="$(abspath $(BIN)):$$PATH" $$build --editable '.[cluster]'; \
+	  jobs="$$($(BIN)/python -c 'import os, torch; print(1 if torch.cuda.is_available() else len(os.sched_getaffinity(0)))')"; \
+	  printf '[build_ext]\nparallel = %s\n' "$$jobs" > $(VENV)/build_ext.cfg; \
+	  echo "compiling torch-cluster, $$jobs files at a time"; \
+	  build="env DIST_EXTRA_CONFIG=$(abspath $(VENV))/build_ext.cfg $(BIN)/python -m pip install --disable-pip-version-check --quiet --no-build-isolation"; \
+	  $$build --editable '.[cluster]'; \
 	  $(BIN)/python -c 'import torch_cluster' 2>/dev/null || \
-	    PATH="$(abspath $(BIN)):$$PATH" $$build --no-cache-dir --no-deps --force-reinstall \
+	    $$build --no-cache-dir --no-deps --force-reinstall \
 	      "torch-cluster==$$($(BIN)/python -c 'from importlib.metadata import version; print(version("torch-cluster"))')"; \
 	  $(BIN)/python -c 'import torch_cluster; print("torch-cluster", torch_cluster.__version__)'; \
 	fi

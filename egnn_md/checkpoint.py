@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import tempfile
 import zipfile
 from collections import OrderedDict
@@ -166,8 +167,9 @@ def read_header(name_or_path: str | Path) -> dict[str, Any]:
     """
     path = resolve_model(name_or_path)
     with path.open("rb") as file:
-        start = file.read(4)
-    if start.startswith(PICKLE_STARTS):
+        start = file.read(9)
+    # safetensors begins with an 8-byte length, whose low bytes can be anything, and then a brace
+    if start.startswith(PICKLE_STARTS) and start[8:] != b"{":
         raise UnsafeFileError(f"{path} is a pickle, which can run code when it is read; it was not opened")
     if start.startswith(b"PK"):
         raise UnsafeFileError(
@@ -345,9 +347,13 @@ def import_authors_checkpoint(
         with torch.serialization.safe_globals([(OrderedDict, "easydict.EasyDict")]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        # torch's text goes on to recommend an unsafe load: take only what the file asked for
+        reason = str(error)
+        asked = re.search(r"GLOBAL (\S+)", reason) or re.search(r"WeightsUnpickler error:\s*([^\n]+)", reason)
         raise UnsafeFileError(
-            f"{path} asks for something that a checkpoint has no need of; it was not run: {error}"
-        ) from error
+            f"{path} asks for {asked.group(1) if asked else 'something'!r}, which a checkpoint has no need of; "
+            "nothing of it was run"
+        ) from None
     except (RuntimeError, EOFError, zipfile.BadZipFile) as error:
         raise ModelFileError(f"{path} is not a complete torch checkpoint: {error}") from error
     state = content.get("model_state_dict") if isinstance(content, dict) else None

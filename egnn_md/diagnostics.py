@@ -29,9 +29,7 @@ PLUGINS = (
     "acellera-openmmtorch-cu12",
     "openmmtorch",
 )
-BUILD_CLUSTER = (
-    "pip install ninja wheel 'setuptools<82' && pip install --no-build-isolation 'egnn-md[cluster]'"
-)
+BUILD_CLUSTER = "pip install wheel 'setuptools<82' && pip install --no-build-isolation 'egnn-md[cluster]'"
 
 
 @dataclass(frozen=True)

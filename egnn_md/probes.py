@@ -101,13 +101,16 @@ PROBES = (
         """
 stage("import")
 import torch
-cards = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-if torch.cuda.is_available():
-    stage("a sum on the first GPU")
-    assert float(torch.ones(8, device="cuda").sum()) == 8.0
-names = [f"{card.name} ({card.total_memory / 2**30:.0f} GiB)" for card in cards]
+names, trouble = [], ""
+try:
+    for index in range(torch.cuda.device_count()):
+        card = torch.cuda.get_device_properties(index)
+        names.append(f"{card.name} ({card.total_memory / 2**30:.0f} GiB)")
+        assert float(torch.ones(8, device=f"cuda:{index}").sum()) == 8.0
+except Exception as error:  # a card that does not work leaves the processor, which does
+    trouble = f"; a sum on GPU {index} failed: {error}".splitlines()[0]
 done(cuda=torch.version.cuda, gpus=names, threads=torch.get_num_threads(),
-     note=", ".join(names) or "CPU only, no CUDA device")
+     note=(", ".join(names) or "CPU only, no CUDA device") + trouble)
 """,
         ("torch",),
         core=True,
@@ -222,7 +225,7 @@ assert pairs.shape == (2, 2), pairs
 done()
 """,
         ("torch_cluster",),
-        "pip install ninja wheel 'setuptools<82' && pip install --no-build-isolation 'egnn-md[cluster]'",
+        "pip install wheel 'setuptools<82' && pip install --no-build-isolation 'egnn-md[cluster]'",
     ),
     Probe(
         "xtb",

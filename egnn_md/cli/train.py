@@ -21,8 +21,10 @@ def command(
     """Train a potential on labelled structures."""
     from rich.console import Console
 
+    from egnn_md.training.memory import keep_freed_memory
     from egnn_md.training.train import load_config, train
 
+    keep_freed_memory()
     console = Console()
     result = train(load_config(config, overrides or []), resume=resume, console=console)
     if not result.finished:
@@ -32,8 +34,9 @@ def command(
             f"{part}: force RMSE {errors['force_rmse']:.1f} meV/Å, energy RMSE {errors['energy_rmse']:.2f} "
             f"({errors['energy_rmse_centred']:.2f} without the mean offset) meV/atom",
             highlight=False,
+            soft_wrap=True,
         )
-    console.print(f"model: {result.model}", highlight=False)
+    console.print(f"model: {result.model}", highlight=False, soft_wrap=True)
 
 
 def register(app: typer.Typer) -> None:

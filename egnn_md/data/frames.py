@@ -80,5 +80,5 @@ def _complete(comment: bytes, lines: list[bytes]) -> bool:
     last = lines[-1]
     if last.endswith(b"\n"):
         return True
-    # without a newline a number may be cut in its middle: the line is as long as its neighbour or it is not whole
+    # without a newline a number may be cut in its middle: a whole line is as long as its neighbour
     return len(lines) > 1 and bool(last) and len(last) == len(lines[-2].rstrip(b"\r\n"))

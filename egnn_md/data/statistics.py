@@ -31,9 +31,9 @@ class DatasetStatistics:
 def fit_atomic_energies(graphs: Sequence[ParticleGraph]) -> tuple[list[int], list[float]]:
     """Least-squares reference energy of each element: ``E ≈ Σ_elements count · E0``, in float64.
 
-    Every structure weighs the same whatever its size: each row is divided by its number of atoms. Where the compositions do not
-    determine the energies (pure water), the solution of the smallest norm is taken: it reproduces the
-    mean energies just as well, only its split between the elements is arbitrary.
+    Every structure weighs the same whatever its size: each row is divided by its number of atoms. Where the
+    compositions do not determine the energies (pure water), the solution of the smallest norm is taken: it
+    reproduces the mean energies just as well, only its split between the elements is arbitrary.
 
     Returns:
         Sorted atomic numbers, and E0 in eV in that order.

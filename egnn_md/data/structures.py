@@ -1,4 +1,4 @@
-"""Structures in: ASE atoms and label files become graphs with their neighbour lists, read once, kept in memory."""
+"""Structures in: ASE atoms and label files become graphs with their neighbour lists, kept in memory."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ class LabelledSet:
         )
 
     def digest(self) -> str:
-        """sha256 (hex) of the set: independent of the order, of file names and of how it is spread over files."""
+        """sha256 (hex) of the set, whatever its order and however it is spread over files."""
         return hashlib.sha256("\n".join(sorted(self.digests)).encode()).hexdigest()
 
     def teachers(self) -> list[str]:
@@ -134,7 +134,7 @@ class LabelledSet:
 
 
 def read_frames(path: str | Path) -> list[Atoms]:
-    """All structures of a file that ASE can read; an unfinished last frame of an extended XYZ file is left out.
+    """All structures of a file that ASE can read; of an XYZ file, without an unfinished last frame.
 
     Raises:
         InputError: the file is missing, empty or unreadable.

@@ -10,6 +10,23 @@ from torch import Tensor
 from vesin_torch import NeighborList
 
 
+def whole_cells(x: Tensor, cell: Tensor) -> Tensor:
+    """(N, 3) whole numbers: the lattice vectors to take off positions (N, 3) that have left the cell (3, 3).
+
+    The energy does not change, and float32 keeps its digits however far an atom diffuses. An atom up to half
+    a cell outside stays, so that ordinary input keeps its exact coordinates.
+    """
+    return torch.trunc(x.detach() @ torch.linalg.inv(cell) - 0.5)
+
+
+def far_origin(x: Tensor) -> Tensor:
+    """(3,) what to take off an open system's positions (N, 3): zero unless its centre is far from the origin.
+
+    A multiple of a power of two in Å, so that float32 coordinates lose nothing to the move.
+    """
+    return torch.round(x.detach().mean(dim=0) / 64.0) * 64.0
+
+
 class _Exported(torch.nn.Module):
     """What the open and the periodic form share. Everything inside is Å and eV; the edge converts.
 
@@ -23,6 +40,11 @@ class _Exported(torch.nn.Module):
         energy: energy units of the engine in one eV.
         dtype: floating type that the potential computes in.
     """
+
+    atoms: Tensor
+    batch: Tensor
+    periodic: Tensor
+    species: Tensor
 
     def __init__(
         self,
@@ -80,9 +102,8 @@ class ExportedOpen(_Exported):
     def forward(self, positions: Tensor) -> Tensor:
         """Energy (scalar float64) of positions (particles, 3), both in the engine's units."""
         x = self.select(positions)
-        x = x - x.detach().mean(dim=0)
         cell = torch.zeros([3, 3], dtype=torch.float64, device=x.device)
-        return self.total(x, cell, False)
+        return self.total(x - far_origin(x), cell, False)
 
 
 class ExportedPeriodic(_Exported):
@@ -92,6 +113,4 @@ class ExportedPeriodic(_Exported):
         """Energy (scalar float64) of positions (particles, 3) in the box (3, 3), rows, engine's units."""
         x = self.select(positions)
         cell = boxvectors.detach().to(torch.float64) * self.length
-        # whole lattice vectors are taken off each particle: the energy does not change, float32 keeps digits
-        steps = torch.floor(x.detach() @ torch.linalg.inv(cell))
-        return self.total(x - steps @ cell, cell, True)
+        return self.total(x - whole_cells(x, cell) @ cell, cell, True)

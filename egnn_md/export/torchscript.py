@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 import operator
 import warnings
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 from ase.data import chemical_symbols
 
-from egnn_md.checkpoint import model_digest
+from egnn_md.checkpoint import model_digest, package_versions
 from egnn_md.errors import ExportError, InputError, ModelFileError, UnknownElementError
 from egnn_md.export.artefact import (
     INFO_FILE,
@@ -77,12 +80,12 @@ def _selection(numbers: Sequence[int], atoms: Sequence[int] | None) -> tuple[lis
         return everyone, None
     if not chosen:
         raise InputError("`atoms` is empty; leave it out to act on every particle")
-    for index in chosen:
-        if not 0 <= index < len(everyone):
-            raise InputError(f"`atoms` names particle {index}, but there are {len(everyone)} (counted from 0)")
-    if len(set(chosen)) != len(chosen):
-        twice = next(i for i in chosen if chosen.count(i) > 1)
-        raise InputError(f"`atoms` names particle {twice} twice")
+    count = len(everyone)
+    for index, times in Counter(chosen).items():
+        if not 0 <= index < count:
+            raise InputError(f"`atoms` names particle {index}, but there are {count} (counted from 0)")
+        if times > 1:
+            raise InputError(f"`atoms` names particle {index} {times} times")
     return [everyone[i] for i in chosen], chosen
 
 
@@ -95,27 +98,43 @@ def prepare(model: torch.nn.Module, dtype: torch.dtype) -> Potential:
     return ready  # type: ignore[return-value]
 
 
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in ("egnn-md", "torch", "vesin-torch"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "unknown"
-    return found
+@contextmanager
+def quiet_torchscript() -> Iterator[None]:
+    """TorchScript is deprecated as a whole, but TorchForce takes nothing else: its users need not be told."""
+    with warnings.catch_warnings():
+        for category in (DeprecationWarning, FutureWarning):
+            warnings.filterwarnings("ignore", message=".*torch.jit.*", category=category)
+        yield
+
+
+def _digest(model: torch.nn.Module) -> str:
+    """:func:`egnn_md.checkpoint.model_digest`; for a class without a file format, over what defines it."""
+    try:
+        return model_digest(model)
+    except InputError:
+        plain = {
+            name: value
+            for name, value in vars(model).items()
+            if isinstance(value, bool | int | float | str | list) and not name.startswith("_")
+        }
+        digest = hashlib.sha256(
+            json.dumps([type(model).__name__, plain], sort_keys=True, default=str).encode()
+        )
+        for name, tensor in sorted(model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
 
 def script(module: torch.nn.Module) -> torch.jit.ScriptModule:
-    """``torch.jit.script`` without its deprecation warning (TorchForce takes nothing else).
+    """``torch.jit.script`` without its deprecation warning.
 
     Raises:
         ExportError: the module cannot be scripted; the message is TorchScript's.
     """
     if isinstance(module, torch.jit.ScriptModule):
         return module
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*torch.jit.*deprecated.*", category=DeprecationWarning)
-        warnings.filterwarnings("ignore", message=".*torch.jit.*deprecated.*", category=FutureWarning)
+    with quiet_torchscript():
         try:
             return torch.jit.script(module)
         except (RuntimeError, TypeError) as error:
@@ -135,9 +154,7 @@ def load_module(path: str | Path, device: str | torch.device = "cpu") -> torch.j
 def _load(path: Path, device: str | torch.device = "cpu") -> torch.jit.ScriptModule:
     import vesin_torch  # noqa: F401 - registers the neighbour list's class, without which loading fails
 
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*torch.jit.*deprecated.*", category=DeprecationWarning)
-        warnings.filterwarnings("ignore", message=".*torch.jit.*deprecated.*", category=FutureWarning)
+    with quiet_torchscript():
         try:
             return torch.jit.load(str(path), map_location=device)
         except RuntimeError as error:
@@ -208,7 +225,7 @@ def export_torchscript(
     fields = {
         "name": name or getattr(card, "name", None) or type(model).__name__,
         "kind": str(getattr(model, "kind", type(model).__name__)),
-        "weights_digest": model_digest(model),
+        "weights_digest": _digest(model),
         "licence": str(getattr(card, "licence", None) or "not stated"),
         "elements": [chemical_symbols[z] for z in sorted(set(acted))],
         "numbers": acted,
@@ -222,7 +239,7 @@ def export_torchscript(
         "energy_unit": energy_unit,
         "dtype": str(dtype).removeprefix("torch."),
         "signature": f"forward(positions{', boxvectors' if periodic else ''}) -> energy",
-        "versions": _versions(),
+        "versions": package_versions("egnn-md", "torch", "vesin-torch"),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     infos: list[ArtefactInfo] = []
@@ -242,9 +259,7 @@ def export_torchscript(
 
 
 def _save(module: torch.jit.ScriptModule, path: Path, description: str) -> None:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*torch.jit.*deprecated.*", category=DeprecationWarning)
-        warnings.filterwarnings("ignore", message=".*torch.jit.*deprecated.*", category=FutureWarning)
+    with quiet_torchscript():
         try:
             torch.jit.save(module, str(path), _extra_files={INFO_FILE: description})
         except RuntimeError as error:  # PyTorch reports a full disk as a RuntimeError

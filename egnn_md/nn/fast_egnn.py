@@ -11,7 +11,7 @@
 ``i`` receives (row 0 of ``edge_index``) and ``j`` sends (row 1). All inputs of a layer are those from before it.
 """
 
-from typing import Optional
+from typing import List, Optional  # noqa: UP035 - TorchScript reads types from here
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -163,6 +163,8 @@ class FastEGNN(nn.Module):
         config: sizes and options.
     """
 
+    gravity: List[float]  # noqa: UP006
+
     def __init__(self, config: FastEGNNConfig) -> None:
         super().__init__()
         self.config = config
@@ -171,7 +173,7 @@ class FastEGNN(nn.Module):
         self.virtual_features = nn.Parameter(torch.randn(1, config.hidden, config.virtual_nodes))
         self.layers = nn.ModuleList([FastEGNNLayer(config) for _ in range(config.layers)])
         # a list, not a buffer: a cast of the module must not round it
-        self.gravity: list[float] = list(config.gravity) if config.gravity is not None else [0.0, 0.0, 0.0]
+        self.gravity = list(config.gravity) if config.gravity is not None else [0.0, 0.0, 0.0]
 
     def forward(
         self,

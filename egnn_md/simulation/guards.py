@@ -21,13 +21,16 @@ THERMAL_SIGMAS = 8.0  # how many standard deviations of a velocity component cou
 
 @dataclass(frozen=True)
 class Instant:
-    """What a guard sees: positions, forces (N, 3), velocities (Å, eV/Å, Å/fs), energy (eV), cell (3, 3)."""
+    """What a guard sees: positions, velocities, forces (N, 3) in Å, Å/fs, eV/Å, energy (eV), cell (3, 3).
+
+    Forces and energy may be None: a force that is no number shows in the velocities a step later.
+    """
 
     step: int
     positions: np.ndarray
     velocities: np.ndarray
-    forces: np.ndarray
-    energy: float
+    forces: np.ndarray | None
+    energy: float | None
     cell: np.ndarray
 
 
@@ -100,6 +103,8 @@ class Guards:
             ("position", now.positions),
             ("velocity", now.velocities),
         ):
+            if values is None:
+                continue
             bad = ~np.isfinite(values).all(axis=1)
             if bad.any():
                 atom = int(np.flatnonzero(bad)[0])
@@ -107,22 +112,27 @@ class Guards:
                 more = f" (and on {others} other atoms)" if others else ""
                 value = ", ".join(f"{x:g}" for x in values[atom])
                 raise GuardError(
-                    f"the {what} of {self.name(atom)} became ({value}) at step {now.step}{more}", now.step, atom
+                    f"the {what} of {self.name(atom)} became ({value}) at step {now.step}{more}",
+                    now.step,
+                    atom,
                 )
-        if not np.isfinite(now.energy):
+        if now.energy is not None and not np.isfinite(now.energy):
             raise GuardError(f"the potential energy became {now.energy} at step {now.step}", now.step)
         if not np.isfinite(now.cell).all():
             raise GuardError(f"the cell became {now.cell.tolist()} at step {now.step}", now.step)
 
     def _check_next_step(self, now: Instant) -> None:
         move = np.linalg.norm(now.velocities, axis=1) * self.timestep
-        kick = np.linalg.norm(acceleration(self.masses, now.forces), axis=1) * self.timestep**2
-        atom = int(np.argmax(np.maximum(move, kick)))
-        if max(move[atom], kick[atom]) > self.max_displacement:
-            force = float(np.linalg.norm(now.forces[atom]))
+        force = ""
+        if now.forces is not None:
+            kick = np.linalg.norm(acceleration(self.masses, now.forces), axis=1) * self.timestep**2
+            move = np.maximum(move, kick)
+            force = f"; its force is {np.linalg.norm(now.forces[np.argmax(move)]):.3g} eV/Å"
+        atom = int(np.argmax(move))
+        if move[atom] > self.max_displacement:
             raise GuardError(
-                f"{self.name(atom)} is thrown {max(move[atom], kick[atom]):.2f} Å in one step at step {now.step} "
-                f"(limit {self.max_displacement:g} Å; its force is {force:.3g} eV/Å)",
+                f"{self.name(atom)} is thrown {move[atom]:.2f} Å in one step at step {now.step} "
+                f"(limit {self.max_displacement:g} Å{force})",
                 now.step,
                 atom,
             )

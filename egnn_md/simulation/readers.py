@@ -46,7 +46,10 @@ def reduce_cell(cell: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np
 
 def _finish(structure: Structure) -> Structure:
     """Reduce the cell, infer bonds where a file has none, make molecules whole, check everything."""
-    positions, cell = np.array(structure.positions, dtype=np.float64), np.array(structure.cell, dtype=np.float64)
+    positions, cell = (
+        np.array(structure.positions, dtype=np.float64),
+        np.array(structure.cell, dtype=np.float64),
+    )
     structure = structure.with_state(positions, cell)
     structure.check_geometry()
     if structure.periodic:
@@ -75,7 +78,7 @@ def _read_with_mdtraj(path: Path) -> Structure:
             raise InputError(
                 f"{path}: atom {atom.index} ({atom}) has no element; fill the element columns of the file"
             )
-    # files of these formats hold 0.001 Å at best; mdtraj holds float32 nm: rounding gives back what was written
+    # these formats hold 0.001 Å at best, and mdtraj float32 nm: rounding gives back what was written
     positions = np.round(frame.xyz[0].astype(np.float64) * 10, 4)
     cell, pbc = np.zeros((3, 3)), np.zeros(3, dtype=bool)
     if frame.unitcell_lengths is not None and frame.unitcell_lengths[0].max() * 10 > LARGEST_PLACEHOLDER:
@@ -188,8 +191,6 @@ def read_structure(path: str | Path, topology: str | Path | None = None) -> Stru
     if not other.same_atoms(structure):
         raise InputError(
             f"topology {topology} ({len(other)} atoms, {other.formula}) differs from the positions in {text} "
-            f"({len(structure)} atoms, {structure.formula}); both must list the same elements in the same order"
+            f"({len(structure)} atoms, {structure.formula}); both must list the same elements in one order"
         )
-    return _finish(
-        replace(other, positions=structure.positions, cell=structure.cell, pbc=structure.pbc)
-    )
+    return _finish(replace(other, positions=structure.positions, cell=structure.cell, pbc=structure.pbc))

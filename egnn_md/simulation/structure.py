@@ -113,14 +113,15 @@ class Structure:
         """Raise InputError for NaN, coincident atoms or a cell without volume."""
         import torch
 
-        from egnn_md.graph import check_structure
+        from egnn_md.graph import COINCIDENT, check_structure
+        from egnn_md.neighbors import neighbor_list
 
-        check_structure(
-            torch.as_tensor(self.positions),
-            torch.as_tensor(self.cell),
-            torch.as_tensor(self.pbc),
-            torch.as_tensor(self.numbers),
-        )
+        positions, cell = torch.as_tensor(self.positions), torch.as_tensor(self.cell)
+        pbc = torch.as_tensor(self.pbc)
+        check_structure(positions, cell, pbc)
+        edges, shifts = neighbor_list(positions, cell, pbc, 10 * COINCIDENT)
+        pairs = positions[edges[0]] - positions[edges[1]] + shifts.to(positions.dtype) @ cell
+        check_structure(positions, cell, pbc, edges, pairs)
 
     def _check_bonds(self) -> None:
         from ase.data import covalent_radii
@@ -131,7 +132,9 @@ class Structure:
             raise InputError(f"a bond of the topology names an atom outside 0..{len(self) - 1}")
         i, j = self.bonds.T
         length = np.linalg.norm(minimum_image(self.positions[j] - self.positions[i], self.box), axis=1)
-        limit = np.maximum(LONGEST_BOND, 2.0 * (covalent_radii[self.numbers[i]] + covalent_radii[self.numbers[j]]))
+        limit = np.maximum(
+            LONGEST_BOND, 2.0 * (covalent_radii[self.numbers[i]] + covalent_radii[self.numbers[j]])
+        )
         if np.any(length > limit):
             worst = int(np.argmax(length / limit))
             a, b = int(i[worst]), int(j[worst])

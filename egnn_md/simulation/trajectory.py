@@ -22,14 +22,17 @@ MAX_INT32 = 2**31 - 1
 
 @dataclass(frozen=True)
 class Frame:
-    """One instant: positions (N, 3) Å, velocities (N, 3) Å/fs, forces (N, 3) eV/Å, energy eV, cell (3, 3) Å."""
+    """One instant: positions (N, 3) Å, velocities (N, 3) Å/fs, cell (3, 3) Å, forces (N, 3) eV/Å, energy eV.
+
+    Forces and energy, which only extended XYZ writes, may be None.
+    """
 
     step: int
     time: float  # fs
     positions: np.ndarray
     velocities: np.ndarray
-    forces: np.ndarray
-    energy: float
+    forces: np.ndarray | None
+    energy: float | None
     cell: np.ndarray
 
 
@@ -58,7 +61,9 @@ class DCDFormat:
 
     def header(self) -> bytes:
         """276 bytes: the control block, a title, the number of atoms."""
-        control = struct.pack("<i4s9if", 84, b"CORD", 0, 0, self.interval, 0, 0, 0, 0, 0, 0, self.timestep / AKMA_FS)
+        control = struct.pack(
+            "<i4s9if", 84, b"CORD", 0, 0, self.interval, 0, 0, 0, 0, 0, 0, self.timestep / AKMA_FS
+        )
         control += struct.pack("<13i", int(self.periodic), *([0] * 8), 24, 84, 164, 2)
         title = struct.pack("<80s80s", b"Created by egnn_md", b"positions in Angstrom")
         return control + title + struct.pack("<4i", 164, 4, self.atoms, 4)
@@ -135,12 +140,18 @@ class ExtxyzFormat:
         lattice = ""
         if self.periodic:
             lattice = 'Lattice="' + " ".join(f"{x:.10f}" for x in frame.cell.ravel()) + '" '
+        columns, energy = [frame.positions, frame.velocities], ""
+        properties = "Properties=species:S:1:pos:R:3:velocities:R:3"
+        if frame.forces is not None:
+            columns.append(frame.forces)
+            properties += ":forces:R:3"
+        if frame.energy is not None:
+            energy = f"energy={frame.energy:.10f} "
         lines = [
             str(len(self.symbols)),
-            f"{lattice}Properties=species:S:1:pos:R:3:velocities:R:3:forces:R:3 energy={frame.energy:.10f} "
-            f'step={frame.step} time_fs={frame.time:.6f} pbc="{self.pbc}"',
+            f'{lattice}{properties} {energy}step={frame.step} time_fs={frame.time:.6f} pbc="{self.pbc}"',
         ]
-        rows = np.concatenate([frame.positions, frame.velocities, frame.forces], axis=1)
+        rows = np.concatenate(columns, axis=1)
         for symbol, row in zip(self.symbols, rows.tolist(), strict=True):
             lines.append(f"{symbol:<2} " + " ".join(f"{x:15.10f}" for x in row))
         return ("\n".join(lines) + "\n").encode()

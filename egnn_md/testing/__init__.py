@@ -22,6 +22,7 @@ from egnn_md.testing.gradients import (
     check_second_derivatives,
     check_stress,
 )
+from egnn_md.testing.models import random_potential
 from egnn_md.testing.result import CheckResult
 from egnn_md.testing.structures import centred_structure, random_structure
 from egnn_md.testing.suite import make_structures, run_checks
@@ -58,6 +59,7 @@ __all__ = [
     "check_translation",
     "check_unknown_element",
     "make_structures",
+    "random_potential",
     "random_structure",
     "run_checks",
 ]

@@ -69,7 +69,7 @@ def random_structure(
     rng = np.random.default_rng(seed)
     elements = list(elements) or list(ANY_ELEMENT)
     nearest = spacing(elements, cutoff)
-    edge = (count * (1.2 * nearest) ** 3) ** (1 / 3)
+    edge = (count * (1.8 * nearest) ** 3) ** (1 / 3)
     shape = np.array([[1.0, 0.0, 0.0], [0.25, 0.95, 0.0], [-0.2, 0.3, 1.1]])
     periodic = np.asarray(pbc, dtype=bool)
     cell = edge * shape
@@ -90,16 +90,20 @@ def centred_structure(elements: Sequence[int], cutoff: float) -> Atoms:
 
 
 def relaxed_apart(atoms: Atoms, largest_force: Callable[[Atoms], float]) -> Atoms:
-    """Blow a structure up until ``largest_force(atoms)`` is at most LARGEST_FORCE (or give up and return it).
+    """Blow a structure up until ``largest_force(atoms)`` is at most LARGEST_FORCE, or take the mildest seen.
 
     Random contacts can lie anywhere on a repulsive wall; a comparison there measures rounding.
     """
+    best, smallest = atoms, np.inf
     for _ in range(40):
-        if largest_force(atoms) <= LARGEST_FORCE:  # False for NaN, which blowing up may cure too
+        force = largest_force(atoms)
+        if force < smallest:  # False for NaN, which blowing up may cure
+            best, smallest = atoms, force
+        if smallest <= LARGEST_FORCE:
             break
         atoms = atoms.copy()
         if atoms.pbc.any():
             atoms.set_cell(atoms.cell.array * 1.08, scale_atoms=True)
         else:
             atoms.positions *= 1.08
-    return atoms
+    return best

@@ -11,7 +11,7 @@ from egnn_md.errors import InputError
 from egnn_md.models.base import Potential
 from egnn_md.testing import consistency, gradients, symmetry
 from egnn_md.testing.probe import ask, copy_of
-from egnn_md.testing.result import ENERGY_TOLERANCE, CheckResult, failed, worst_by_name
+from egnn_md.testing.result import ENERGY_TOLERANCE, CheckResult, failed, measured, worst_by_name
 from egnn_md.testing.structures import centred_structure, random_structure, relaxed_apart
 
 Rows = list[CheckResult]
@@ -87,6 +87,12 @@ def run_checks(
         for place, atoms in chosen:
             run(title, place, lambda atoms=atoms: check(atoms))  # type: ignore[misc]
 
+    def respond() -> Rows:
+        deaf = [place for place, atoms in places if ask(double, atoms).largest_force == 0.0]
+        note = f"no force at all in: {', '.join(deaf)}; the other checks show nothing there" if deaf else ""
+        return [measured("structures feel forces", len(deaf), 0, "count", note)]
+
+    run("structures feel forces", "", respond)
     over(places, "rotation", lambda a: symmetry.check_rotation(exact, a, dtype=dtype, seed=seed))
     over(places, "reflection", lambda a: symmetry.check_reflection(exact, a, dtype=dtype, seed=seed))
     over(places, "translation", lambda a: symmetry.check_translation(exact, a, dtype=dtype, seed=seed))

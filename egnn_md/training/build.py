@@ -30,7 +30,7 @@ def check_model_section(section: dict[str, Any], source: str) -> None:
             raise ConfigError(f"{source}: {unknown_key(key, [*fields, START_FROM, REFIT], 'model')}")
     if START_FROM in section:
         if not isinstance(section[START_FROM], str):
-            raise ConfigError(f"{source}: model.{START_FROM} = {section[START_FROM]!r} must name a model file")
+            raise ConfigError(f"{source}: model.{START_FROM} = {section[START_FROM]!r} must be a file name")
         if not isinstance(section.get(REFIT, False), bool):
             raise ConfigError(f"{source}: model.{REFIT} = {section[REFIT]!r} must be true or false")
         others = sorted(set(section) - {START_FROM, REFIT})

@@ -218,4 +218,5 @@ class ProgressReport(Callback):
             f"{errors['force_rmse']:.1f} meV/Å, energy RMSE {errors['energy_rmse']:.2f} "
             f"({errors['energy_rmse_centred']:.2f} centred) meV/atom, loss {errors['loss']:.4g}",
             highlight=False,
+            soft_wrap=True,
         )

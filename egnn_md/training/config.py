@@ -108,7 +108,7 @@ class TrainConfig(_Section):
     batch_size: int = Field(default=4, gt=0)
     max_steps: int | None = Field(default=None, gt=0)
     max_epochs: int | None = Field(default=None, gt=0)
-    max_time_minutes: float | None = Field(default=None, gt=0, description="wall time, resumed parts included")
+    max_time_minutes: float | None = Field(default=None, gt=0, description="resumed parts included")
     ema_decay: float = Field(default=0.995, ge=0, lt=1, description="0 switches the averaging off")
     clip_norm: float | None = Field(default=5.0, gt=0)
     precision: Literal["float32", "float64"] = "float32"
@@ -137,8 +137,8 @@ class TrainConfig(_Section):
 #: Keys that a resumed run may change: they do not touch what was learned so far.
 RUNTIME_KEYS = frozenset(
     {
-        "max_steps", "max_epochs", "max_time_minutes", "early_stopping", "threads", "device", "validate_every",
-        "checkpoint_every", "log_every", "keep", "monitor", "tensorboard", "name", "description", "licence",
-        "output",
+        "max_steps", "max_epochs", "max_time_minutes", "early_stopping", "threads", "device",
+        "validate_every", "checkpoint_every", "log_every", "keep", "monitor", "tensorboard", "name",
+        "description", "licence", "output",
     }
 )  # fmt: skip

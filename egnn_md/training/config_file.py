@@ -1,4 +1,4 @@
-"""Read a YAML file into a pydantic model; every mistake ends in one message that names key, value and place."""
+"""Read a YAML file into a pydantic model; a mistake ends in a message that names key, value and place."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML's safe subset, in which a key that stands twice in one mapping is an error, not a silent choice."""
+    """YAML's safe subset; a key that stands twice in one mapping is an error, not a silent choice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()

@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import nn
 
 from egnn_md.errors import InputError
 from egnn_md.graph import ParticleGraph
-from egnn_md.models import evaluate
+from egnn_md.models import Potential, evaluate
 from egnn_md.units import GPA_PER_EV_PER_CUBIC_ANGSTROM
 
 MEV = 1000.0
 
 
 def measure_errors(
-    model: nn.Module,
+    model: Potential,
     graphs: Sequence[ParticleGraph],
     *,
     batch_size: int = 8,
@@ -37,7 +36,8 @@ def measure_errors(
     Returns:
         ``structures``, ``atoms``; meV/atom: ``energy_mae``, ``energy_rmse``, ``energy_offset``,
         ``energy_mae_centred``, ``energy_rmse_centred``; meV/Å: ``force_mae``, ``force_rmse``,
-        ``force_max`` (largest component's error), ``force_rms_reference``; GPa: ``stress_mae``, ``stress_rmse`` if known.
+        ``force_max`` (largest component's error), ``force_rms_reference``; GPa: ``stress_mae``,
+        ``stress_rmse`` if known.
 
     Raises:
         InputError: no graph, or one without labels.
@@ -86,9 +86,3 @@ def measure_errors(
         out["stress_rmse"] = float(components.pow(2).mean().sqrt())
     return out
 
-
-METRIC_UNITS = {
-    "energy": "meV/atom",
-    "force": "meV/Å",
-    "stress": "GPa",
-}

@@ -14,8 +14,9 @@ from torch.optim.swa_utils import AveragedModel
 
 from egnn_md.errors import EgnnMdError
 from egnn_md.graph import ParticleGraph
-from egnn_md.models import evaluate
+from egnn_md.models import Potential, evaluate
 from egnn_md.training.config import TrainConfig
+from egnn_md.training.fast_silu import use_fast_silu
 from egnn_md.training.loss import potential_loss
 from egnn_md.training.schedule import CosineSchedule
 
@@ -28,7 +29,7 @@ class TrainingError(EgnnMdError):
 
 
 def moving_average(decay: float) -> Any:
-    """Update rule for :class:`torch.optim.swa_utils.AveragedModel` whose decay ramps up from 0.1 to ``decay``.
+    """Update rule for torch's ``AveragedModel`` whose decay ramps up from 0.1 to ``decay``.
 
     With a constant decay the first weights, which are random, would stay in the average for several times
     ``1 / (1 - decay)`` steps.
@@ -47,24 +48,25 @@ class PotentialModule(LightningModule):
     """Energy, force and stress training of a potential, with an average of its weights.
 
     Args:
-        potential: the model that is optimised.
+        potential: the model to start from; a copy of it is optimised.
         config: the run.
         schedule: learning rate and end of the run.
         data_digest: of the training set; a checkpoint refuses to go on with other data.
     """
 
     def __init__(
-        self, potential: nn.Module, config: TrainConfig, schedule: CosineSchedule, data_digest: str
+        self, potential: Potential, config: TrainConfig, schedule: CosineSchedule, data_digest: str
     ) -> None:
         super().__init__()
-        self.potential = potential
+        self.potential = deepcopy(potential)
+        use_fast_silu(self.potential)
         self.config = config
         self.schedule = schedule
         self.data_digest = data_digest
         self.averaged: AveragedModel | None = None
         if config.ema_decay > 0:
             self.averaged = AveragedModel(
-                deepcopy(potential), multi_avg_fn=moving_average(config.ema_decay)
+                deepcopy(self.potential), multi_avg_fn=moving_average(config.ema_decay)
             ).requires_grad_(False)
         self.elapsed_before = 0.0
         self.started = time.monotonic()
@@ -77,9 +79,11 @@ class PotentialModule(LightningModule):
         self.grad_norm = 0.0
 
     @property
-    def validated(self) -> nn.Module:
+    def validated(self) -> Potential:
         """The weights that are validated and saved: the average, or the plain ones if it is off."""
-        return self.potential if self.averaged is None else self.averaged.module
+        model = self.potential if self.averaged is None else self.averaged.module
+        assert isinstance(model, Potential)
+        return model
 
     def elapsed(self) -> float:
         """Seconds of training so far, interrupted parts included."""
@@ -135,9 +139,9 @@ class PotentialModule(LightningModule):
             number = float(value.detach())
             if not math.isfinite(number):
                 raise TrainingError(
-                    f"step {self.global_step}: the {name} error is {number}. The last checkpoint is from before; "
-                    "resume with a smaller optimizer.lr or clip_norm, or leave out hard structures "
-                    "(data.max_force)"
+                    f"step {self.global_step}: the {name} error is {number}. The last checkpoint is from "
+                    "before; start again with a smaller optimizer.lr or clip_norm, or without hard "
+                    "structures (data.max_force)"
                 )
             self.window[name] = self.window.get(name, 0.0) + number
         self.window["count"] = self.window.get("count", 0.0) + 1.0

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 class CosineSchedule:
     """Factor on the learning rate: linear warm-up, then half a cosine from 1 down to ``floor``.
 
-    Progress is ``step / max_steps``, or ``elapsed / budget`` when the run is limited by wall time, or the larger of
-    the two. With a time budget the curve depends on the machine's speed, so such a run cannot be repeated bit
-    by bit; one limited by steps can.
+    Progress is ``step / max_steps``, or ``elapsed / budget`` when the run is limited by wall time, or the
+    larger of the two. With a time budget the curve depends on the machine's speed, so such a run cannot be
+    repeated bit by bit; one limited by steps can.
     """
 
     warmup_steps: int

@@ -1,4 +1,4 @@
-"""The order of the training data: a pure function of seed and step, so that a resumed run sees the same batches."""
+"""The order of the training data: a pure function of seed and step, so that a resumed run sees the same."""
 
 from __future__ import annotations
 

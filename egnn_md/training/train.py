@@ -64,10 +64,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
 def train(config: TrainConfig, *, resume: bool = False, console: Console | None = None) -> TrainResult:
     """Train a potential.
 
-    The run's directory gets ``config.yaml``, ``train.csv`` and ``valid.csv``, TensorBoard files, ``last.ckpt``
-    (everything that a resumed run needs), ``best.safetensors`` and at the end ``model.safetensors`` with
-    the measured errors in its card. With ``max_steps`` or ``max_epochs`` a resumed run repeats the
-    uninterrupted one bit by bit on the same machine; with ``max_time_minutes`` it cannot.
+    The run's directory gets ``config.yaml``, ``train.csv`` and ``valid.csv``, TensorBoard files,
+    ``last.ckpt`` (everything that a resumed run needs), ``best.safetensors`` and at the end
+    ``model.safetensors`` with the measured errors in its card. With ``max_steps`` or ``max_epochs`` a resumed
+    run repeats the uninterrupted one bit by bit on the same machine; with ``max_time_minutes`` it cannot.
 
     SIGINT and SIGTERM finish the step, save and return; a second SIGINT interrupts at once.
 
@@ -268,8 +268,9 @@ def _check_same_run(state: dict[str, Any], config: TrainConfig, digest: str, pat
     for key in now:
         if key not in RUNTIME_KEYS and before.get(key) != now[key]:
             raise ConfigError(
-                f"{path} was trained with {key} = {before.get(key)!r}, not {now[key]!r}; resume with the same "
-                f"value, or start in another directory (free to change: {', '.join(sorted(RUNTIME_KEYS))})"
+                f"{path} was trained with {key} = {before.get(key)!r}, not {now[key]!r}; resume with the "
+                "same value, or start in another directory "
+                f"(free to change: {', '.join(sorted(RUNTIME_KEYS))})"
             )
     if own["data_digest"] != digest:
         raise ConfigError(
@@ -284,9 +285,11 @@ def _describe(data: TrainingData, statistics: DatasetStatistics, console: Consol
     notes += [f"{train.duplicates} duplicates left out"] if train.duplicates else []
     console.print(
         f"{len(train)} structures to learn from ({statistics.atoms} atoms"
-        f"{'; ' + ', '.join(notes) if notes else ''}), {len(data.valid)} to validate, {len(data.test)} to test; "
+        f"{'; ' + ', '.join(notes) if notes else ''}), {len(data.valid)} to validate, "
+        f"{len(data.test)} to test; "
         f"force RMS {statistics.force_rms:.3f} eV/Å, {statistics.mean_neighbors:.1f} neighbours an atom",
         highlight=False,
+        soft_wrap=True,
     )
 
 

@@ -1,0 +1,32 @@
+"""Trained potentials in OpenMM: as an exported ``TorchForce``, as a ``PythonForce``, and through OpenMM-ML.
+
+Importing this package imports neither OpenMM nor PyTorch; the functions below do when they are first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from egnn_md_openmm.failures import last_error, readable_errors
+    from egnn_md_openmm.system import add_potential, create_system, load_system
+
+_HOME = {
+    "add_potential": "system",
+    "create_system": "system",
+    "load_system": "system",
+    "last_error": "failures",
+    "readable_errors": "failures",
+}
+__all__ = ["add_potential", "create_system", "last_error", "load_system", "readable_errors"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(f"egnn_md_openmm.{_HOME[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,69 @@
+"""The model of a run, and what its record says about it."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from egnn_md.errors import InputError
+from egnn_md.simulation.request import MDRequest
+from egnn_md.simulation.structure import Structure
+
+if TYPE_CHECKING:
+    from egnn_md.models.base import Potential
+
+
+def _describe(model: Potential, source: str) -> dict[str, Any]:
+    from egnn_md.checkpoint import model_digest
+
+    card = getattr(model, "card", None)
+    try:
+        digest = model_digest(model)
+    except InputError:  # analytic references have no file format; their repr and class tell them apart
+        public = {k: v for k, v in sorted(vars(model).items()) if not k.startswith("_") and k != "training"}
+        digest = hashlib.sha256(f"{type(model).__name__} {public!r}".encode()).hexdigest()
+    return {
+        "source": source,
+        "kind": type(model).__name__,
+        "digest": digest,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "cutoff": float(model.cutoff),
+        "elements": list(model.elements),
+        "card": card.model_dump(mode="json") if card is not None else {},
+    }
+
+
+def open_model(request: MDRequest, model: Potential | None = None) -> tuple[Potential, dict[str, Any]]:
+    """Load the model of ``request`` in its dtype (on the CPU), or take ``model``; with its description.
+
+    Raises:
+        ModelFileError: no such model, or a file that is not one.
+        InputError: a file that holds no potential.
+    """
+    import torch
+
+    from egnn_md.checkpoint import load_model
+    from egnn_md.models.base import Potential
+
+    if model is not None:
+        return model, _describe(model, "Python object")
+    loaded = load_model(request.model, dtype=getattr(torch, request.dtype))
+    if not isinstance(loaded, Potential):
+        raise InputError(
+            f"--model {request.model} is a {type(loaded).__name__}, not a potential; "
+            "molecular dynamics needs one that gives energies"
+        )
+    source = request.model
+    if Path(source).is_file():
+        source = Path(source).name
+    return loaded, _describe(loaded, source)
+
+
+def check_model(model: Potential, structure: Structure) -> None:
+    """Raise UnknownElementError if the structure holds an element that the model does not know."""
+    import torch
+
+    from egnn_md.models.evaluate import check_elements
+
+    check_elements(model, torch.as_tensor(structure.numbers))

@@ -1,0 +1,112 @@
+"""What a run is asked to do, validated; errors name the command's option."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from egnn_md.errors import ConfigError
+
+#: Options that a resumed run may change; everything else belongs to the run that was started.
+CHANGEABLE = frozenset({"steps"})
+
+
+class MDRequest(BaseModel):
+    """One run of molecular dynamics. Field ``frame_interval`` is the option ``--frame-interval``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    structure: str | None = Field(None, description="structure file; not needed with --continue-from")
+    topology: str | None = Field(
+        None, description="file whose residues and bonds replace those of the structure"
+    )
+    model: str = Field("water", description="registered name, or path of a model file")
+    engine: Literal["openmm", "ase"] = "openmm"
+    ensemble: Literal["nve", "nvt", "npt"] = "nvt"
+    steps: int = Field(gt=0, description="number of time steps in all")
+    timestep: float = Field(0.5, gt=0, le=20, description="fs")
+    temperature: float = Field(300.0, ge=0, le=1e5, description="K; first velocities and thermostat")
+    pressure: float = Field(1.0, ge=-1e6, le=1e7, description="bar; npt only")
+    friction: float = Field(1.0, gt=0, le=1e4, description="1/ps; nvt and npt")
+    seed: int = Field(0, ge=0, lt=2**31, description="of velocities, thermostat and barostat")
+    platform: str | None = Field(None, description="OpenMM platform: Reference, CPU, CUDA, OpenCL, HIP")
+    device: str = Field("cpu", description="torch device of the model: cpu, cuda, cuda:1")
+    dtype: Literal["float32", "float64"] = "float32"
+    implementation: Literal["torch", "python"] = Field(
+        "torch", description="OpenMM: TorchForce or PythonForce"
+    )
+    minimize: bool = True
+    minimize_steps: int = Field(200, gt=0, description="most iterations of the minimiser")
+    minimize_force: float = Field(0.05, gt=0, description="eV/Å; the minimiser stops when forces are below")
+    output: Path = Field(description="run directory")
+    trajectory: Literal["dcd", "xtc", "extxyz"] = "dcd"
+    frame_interval: int = Field(100, gt=0, description="steps between frames")
+    log_interval: int = Field(20, gt=0, description="steps between rows of the log")
+    checkpoint_interval: int = Field(1000, gt=0, description="steps between checkpoints")
+    check_interval: int = Field(10, gt=0, description="steps between looks of the guards")
+    max_temperature: float | None = Field(None, gt=0, description="K; above it the run stops as exploded")
+    continue_from: Path | None = Field(None, description="run whose last state is the start of this one")
+
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        if self.structure is None and self.continue_from is None:
+            raise ValueError("STRUCTURE is missing: give a structure file, or --continue-from RUN_DIR")
+        if self.continue_from is not None and self.minimize:
+            raise ValueError(
+                "--minimize does not go with --continue-from: minimised positions would not belong to the "
+                "velocities that are kept; give --no-minimize"
+            )
+        if self.topology is not None and self.structure is None:
+            raise ValueError("--topology needs STRUCTURE, whose positions it describes")
+        if self.engine == "ase" and self.platform is not None:
+            raise ValueError("--platform belongs to --engine openmm; with --engine ase use --device")
+        if self.engine == "ase" and self.implementation == "python":
+            raise ValueError("--implementation belongs to --engine openmm; leave it out with --engine ase")
+        if self.ensemble != "nve" and self.temperature == 0:
+            raise ValueError(
+                f"--temperature 0 has no meaning with --ensemble {self.ensemble}; use --ensemble nve"
+            )
+        return self
+
+    @classmethod
+    def parse(cls, values: dict[str, Any]) -> Self:
+        """Validate ``values``. Raises ConfigError with a line for every option that is wrong."""
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            raise ConfigError("\n".join(_explain(item) for item in error.errors())) from error
+
+    def changed(self, values: dict[str, Any]) -> Self:
+        """Copy for a resumed run with explicitly given ``values``.
+
+        Raises:
+            ConfigError: one of them differs from this run and cannot change in the middle of it.
+        """
+        merged = self.parse({**self.model_dump(), **values})
+        for name in values:
+            old, new = getattr(self, name), getattr(merged, name)
+            if name not in CHANGEABLE and name != "output" and old != new:
+                raise ConfigError(
+                    f"{option(name)} {new} differs from this run's {old}; a resumed run keeps its settings: "
+                    f"leave it out, or start a new run with --continue-from {self.output}"
+                )
+        return merged
+
+
+def option(name: str) -> str:
+    """``frame_interval`` as the user writes it: ``--frame-interval``."""
+    return "STRUCTURE" if name == "structure" else "--" + name.replace("_", "-")
+
+
+def _explain(item: Any) -> str:
+    message = str(item["msg"]).removeprefix("Value error, ")
+    if not item["loc"]:
+        return message
+    name = str(item["loc"][0])
+    if item["type"] == "missing":
+        return f"{option(name)} is missing"
+    if item["type"] == "extra_forbidden":
+        return f"{option(name)} is no option of a run (value {item['input']!r})"
+    return f"{option(name)} {item['input']}: {message[0].lower()}{message[1:]}"

@@ -1,0 +1,273 @@
+"""How a run begins: from a structure, from another run's end, or from its own checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from egnn_md.errors import InputError
+from egnn_md.simulation.engine import Engine, EngineFactory, Observation
+from egnn_md.simulation.files import write_atomic, writing
+from egnn_md.simulation.guards import GuardError, Guards, Instant
+from egnn_md.simulation.interrupts import Interrupts
+from egnn_md.simulation.machine import machine, versions
+from egnn_md.simulation.mechanics import maxwell_boltzmann, remove_drift
+from egnn_md.simulation.progress import say
+from egnn_md.simulation.readers import file_digest, read_structure
+from egnn_md.simulation.request import MDRequest
+from egnn_md.simulation.rundir import Checkpoint, RunDirectory
+from egnn_md.simulation.structure import Structure
+
+
+@dataclass(frozen=True)
+class Start:
+    """An engine in its first state. ``checkpoint`` is set if that state continues files on disk."""
+
+    engine: Engine
+    structure: Structure
+    step: int
+    seconds: float
+    checkpoint: Checkpoint | None
+
+
+def begin(
+    build: EngineFactory,
+    request: MDRequest,
+    run: RunDirectory,
+    resume: bool,
+    overwrite: bool,
+    console: Console,
+    interrupts: Interrupts,
+) -> Start | None:
+    """Prepare the engine and the directory. None if a signal came before the first step."""
+    if resume:
+        record = run.read()
+        _check_resumable(record, request, run)
+        run.lock()
+        if run.checkpoint.exists():
+            return _resume(build, request, run, record, console)
+        overwrite = True  # killed before its first checkpoint: nothing to lose
+    return _new(build, request, run, overwrite, console, interrupts)
+
+
+def _check_resumable(record: dict[str, Any], request: MDRequest, run: RunDirectory) -> None:
+    done = int(record.get("steps_done", 0))
+    if record.get("status") == "failed":
+        raise InputError(
+            f"the run in {run.path} failed ({record.get('failure', {}).get('reason', 'see run.json')}) "
+            f"and would fail again; start a new one from its last checkpoint with --continue-from {run.path}"
+        )
+    if record.get("status") == "finished" and done >= request.steps:
+        raise InputError(
+            f"the run in {run.path} is finished ({done} steps); give more with --steps, "
+            f"or start a new one with --continue-from {run.path}"
+        )
+    if run.checkpoint.exists() and Checkpoint.load(run.checkpoint).step >= request.steps > 0:
+        step = Checkpoint.load(run.checkpoint).step
+        if record.get("status") == "finished" or step > request.steps:
+            raise InputError(f"--steps {request.steps}, but {run.path} has done {step} steps; give more")
+
+
+def _check_shape(structure: Structure, request: MDRequest) -> None:
+    if request.ensemble == "npt" and not structure.periodic:
+        raise InputError("--ensemble npt needs a structure with a periodic cell in all three directions")
+
+
+def _record(request: MDRequest, info: dict[str, Any], engine: Engine, structure: Structure) -> dict[str, Any]:
+    return {
+        "status": "starting",
+        "request": request.model_dump(mode="json"),
+        "model": info,
+        "engine": engine.describe(),
+        "system": {
+            "atoms": len(structure),
+            "formula": structure.formula,
+            "molecules": structure.molecules.count,
+            "periodic": structure.periodic,
+        },
+        "versions": versions(),
+        "machine": machine(request.device),
+        "segments": [{"step": 0, "started": _now()}],
+        "steps_done": 0,
+    }
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _new(
+    build: EngineFactory,
+    request: MDRequest,
+    run: RunDirectory,
+    overwrite: bool,
+    console: Console,
+    interrupts: Interrupts,
+) -> Start | None:
+    run.check_free(overwrite=overwrite)
+    structure, velocities = _first_structure(request, run)
+    _check_shape(structure, request)
+    engine, info = build(structure, request)
+    run.create(overwrite=overwrite)
+    record = _record(request, info, engine, structure)
+    if request.structure is not None and Path(request.structure).is_file():
+        record["structure_sha256"] = file_digest(Path(request.structure))
+    run.write(record)
+    say(
+        console,
+        f"{structure.formula}: {len(structure)} atoms in {structure.molecules.count} molecules, "
+        f"model {info.get('source')}, {_one_line(engine.describe())}",
+    )
+    still = np.zeros_like(structure.positions)
+    engine.place(structure.positions, still if velocities is None else velocities, structure.cell)
+    if request.minimize:
+        structure, record["minimisation"] = _minimise(engine, request, structure, console, interrupts)
+        if interrupts.requested:
+            return None
+    if velocities is None:
+        velocities = maxwell_boltzmann(
+            structure.masses, request.temperature, np.random.default_rng(request.seed)
+        )
+    elif request.ensemble == "nve":
+        velocities = remove_drift(structure.masses, velocities) if len(structure) > 1 else velocities
+    engine.place(structure.positions, velocities, structure.cell)
+    _write_structure(run, structure)
+    run.write({**record, "status": "running"})
+    return Start(engine, structure, 0, 0.0, None)
+
+
+def _one_line(details: dict[str, Any]) -> str:
+    keys = ("engine", "platform", "integrator", "device")
+    return ", ".join(str(details[key]) for key in keys if details.get(key))
+
+
+def _write_structure(run: RunDirectory, structure: Structure) -> None:
+    # through temporary files, so that a resume never meets half a structure
+    for path, save in ((run.structure, structure.save), (run.topology, structure.write_pdb)):
+        temporary = path.with_name("new-" + path.name)
+        with writing(path):
+            save(temporary)
+            write_atomic(path, temporary.read_bytes())
+            temporary.unlink()
+
+
+def _first_structure(request: MDRequest, run: RunDirectory) -> tuple[Structure, np.ndarray | None]:
+    """The structure, and velocities if another run hands them over."""
+    given = None if request.structure is None else read_structure(request.structure, request.topology)
+    if request.continue_from is None:
+        assert given is not None  # MDRequest refuses a request without both
+        return given, None
+    other = RunDirectory(request.continue_from)
+    other.read()
+    if other.path.resolve() == run.path.resolve():
+        raise InputError("--continue-from and --output name the same directory; did you mean --resume?")
+    if not other.checkpoint.exists():
+        raise InputError(f"--continue-from {other.path}: this run has no checkpoint yet")
+    structure, checkpoint = Structure.load(other.structure), Checkpoint.load(other.checkpoint)
+    if given is not None and not given.same_atoms(structure):
+        raise InputError(
+            f"STRUCTURE {request.structure} ({given.formula}) differs from the atoms of --continue-from "
+            f"{other.path} ({structure.formula}); leave STRUCTURE out"
+        )
+    return structure.with_state(checkpoint.positions, checkpoint.cell), checkpoint.velocities
+
+
+def _minimise(
+    engine: Engine, request: MDRequest, structure: Structure, console: Console, interrupts: Interrupts
+) -> tuple[Structure, dict[str, Any]]:
+    before = engine.observe()
+    _check_first(structure, request, before)
+    with console.status("minimising") if console.is_terminal else _silence():
+        iterations = engine.minimize(
+            request.minimize_steps, request.minimize_force, lambda: interrupts.requested
+        )
+    after = engine.observe()
+    _check_first(structure, request, after)
+    assert after.forces is not None  # a full observation has them
+    force = float(np.linalg.norm(after.forces, axis=1).max())
+    say(
+        console,
+        f"minimised in {iterations} iterations: {before.energy:.4f} to {after.energy:.4f} eV, "
+        f"largest force {force:.3f} eV/Å",
+    )
+    summary = {
+        "iterations": iterations,
+        "energy_before": before.energy,
+        "energy_after": after.energy,
+        "largest_force": force,
+    }
+    return structure.with_state(after.positions, structure.cell), summary
+
+
+def _check_first(structure: Structure, request: MDRequest, seen: Observation) -> None:
+    """Refuse a structure whose very first forces are no numbers."""
+    guards = Guards(
+        structure.symbols,
+        structure.masses,
+        request.timestep,
+        3 * len(structure),
+        structure.periodic,
+        reference_temperature=1.0,
+        max_displacement=np.inf,
+    )
+    try:
+        guards.check(
+            Instant(0, seen.positions, np.zeros_like(seen.positions), seen.forces, seen.energy, seen.cell)
+        )
+    except GuardError as error:
+        raise InputError(
+            f"{error} before the first step: the model cannot evaluate this structure; "
+            "look for overlapping atoms or a structure far from those it was trained on"
+        ) from error
+
+
+def _silence() -> Any:
+    from contextlib import nullcontext
+
+    return nullcontext()
+
+
+def _resume(
+    build: EngineFactory, request: MDRequest, run: RunDirectory, record: dict[str, Any], console: Console
+) -> Start:
+    structure, checkpoint = Structure.load(run.structure), Checkpoint.load(run.checkpoint)
+    engine, info = build(structure, request)
+    old, new = record["model"].get("digest"), info.get("digest")
+    if old != new:
+        raise InputError(
+            f"the model {request.model} changed since the run in {run.path} began "
+            f"(digest {str(new)[:12]}, was {str(old)[:12]}); restore it, or start "
+            f"a new run with --continue-from {run.path}"
+        )
+    engine.place(checkpoint.positions, checkpoint.velocities, checkpoint.cell)
+    try:
+        engine.restore(checkpoint.engine_state)
+    except ValueError as error:
+        say(
+            console,
+            f"the engine's own state does not fit here ({error}); going on from positions and velocities "
+            "with other random numbers",
+        )
+        engine.place(checkpoint.positions, checkpoint.velocities, checkpoint.cell)
+    say(console, f"resuming {run.path} at step {checkpoint.step} of {request.steps}")
+    segments = [*record.get("segments", []), {"step": checkpoint.step, "started": _now()}]
+    record = {
+        key: value for key, value in record.items() if key not in ("error", "ended", "failure", "format")
+    }
+    run.write(
+        {
+            **record,
+            "request": request.model_dump(mode="json"),
+            "engine": engine.describe(),
+            "versions": versions(),
+            "machine": machine(request.device),
+            "status": "running",
+            "segments": segments,
+        }
+    )
+    return Start(engine, structure, checkpoint.step, checkpoint.seconds, checkpoint)

@@ -1,0 +1,283 @@
+"""``FastEGNNCalculator``: any potential of egnn_md as an ASE calculator."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
+from ase.data import chemical_symbols
+from ase.stress import full_3x3_to_voigt_6_stress
+
+from egnn_md.checkpoint import load_model
+from egnn_md.errors import InputError, SimulationError
+from egnn_md.graph import ParticleGraph, check_structure
+from egnn_md.models.base import Potential
+from egnn_md.models.evaluate import check_elements, evaluate
+from egnn_md.neighbors import VerletList, VerletStatistics, neighbor_list
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+_FURTHEST = 1e8  # Å; so far from the origin even float64 knows positions to 1e-8 Å only
+
+
+class FastEGNNCalculator(Calculator):
+    """Energies, forces and stress of a potential for ``ase.md``, optimisers, cell filters and phonons.
+
+    Units are ASE's: eV, Å, eV/Å, eV/Å³ (stress positive under tension, in Voigt order). ``free_energy``
+    equals ``energy``; ``energies`` are the model's shares of the atoms. Stress exists in cells that are
+    periodic in all three directions.
+
+    Energy and forces come from one pass, and what was asked for once is computed from then on together with
+    the rest, so that a barostat or a cell filter pays for one pass a step, not for two.
+
+    Args:
+        model: name of an installed model, path of a model file, or a potential (copied: later changes of
+            yours, such as more training, do not reach the calculator).
+        device: ``cpu``, ``cuda``, ``cuda:1``...
+        dtype: ``float32`` (fast) or ``float64`` (phonons, tight relaxation). Positions are wrapped in float64
+            before they are rounded, so atoms that diffused far keep their precision.
+        skin: Å; the neighbour list is made for the cutoff plus this, and again when motion has used it up.
+        backend: of the neighbour list; see :func:`egnn_md.neighbors.neighbor_list`.
+
+    Raises:
+        InputError: a device that is not there, an unknown dtype or backend, a negative skin, a network that
+            is not a potential; on evaluation: positions that are not finite, coincident atoms, a flat cell.
+        UnknownElementError: on evaluation, an element that the model was not trained on.
+        ModelFileError: the model file is missing or broken.
+        SimulationError: the model's answer is not a number; the atom is named.
+    """
+
+    implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]  # noqa: RUF012
+    # magnetic moments and charges of the atoms do not enter
+    ignored_changes = {"initial_magmoms", "initial_charges"}  # noqa: RUF012
+
+    def __init__(
+        self,
+        model: str | Path | Potential,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: str | torch.dtype = "float32",
+        skin: float = 0.5,
+        backend: str = "vesin",
+    ) -> None:
+        super().__init__()
+        self.dtype = _dtype(dtype)
+        self.device = _device(device)
+        if not (math.isfinite(skin) and skin >= 0):
+            raise InputError(f"the skin must be a finite length of at least 0 Å, not {skin}")
+        # an unknown or missing backend speaks up now, not at the first step
+        neighbor_list(np.zeros((1, 3)), np.zeros((3, 3)), np.zeros(3, dtype=bool), 1.0, backend=backend)
+        self.model = _potential(model, self.device, self.dtype)
+        name = str(model) if isinstance(model, (str, Path)) else type(model).__name__
+        self.parameters.update(
+            model=name, device=str(self.device), dtype=str(self.dtype).removeprefix("torch."),
+            skin=float(skin), backend=backend,
+        )  # fmt: skip
+        self._neighbors = VerletList(self.model.cutoff, float(skin), backend)
+        self._wanted: set[str] = set()
+
+    @property
+    def neighbor_statistics(self) -> VerletStatistics:
+        """How often the neighbour list was used and how often it had to be made, since this object exists."""
+        return self._neighbors.statistics
+
+    @property
+    def card(self) -> Any:
+        """The model's card (units, teacher, limits, measured errors); None for a model without one."""
+        return getattr(self.model, "card", None)
+
+    def _get_name(self) -> str:
+        return "fastegnn"
+
+    def set(self, **kwargs: Any) -> dict[str, Any]:
+        """Options are fixed at construction. Raises InputError for any change."""
+        if kwargs:
+            raise InputError(
+                f"options of a FastEGNNCalculator are fixed when it is made (got {', '.join(kwargs)}); "
+                "make another calculator"
+            )
+        return {}
+
+    def __repr__(self) -> str:
+        options = dict(self.parameters)
+        model = options.pop("model", "?")
+        return f"FastEGNNCalculator({model!r}, {', '.join(f'{k}={v!r}' for k, v in options.items())})"
+
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: Sequence[str] | None = None,
+        system_changes: Sequence[str] = tuple(all_changes),
+    ) -> None:
+        """Fill ``results``; ASE calls this when what it needs is not there.
+
+        Args:
+            atoms: structure; None means the last one.
+            properties: names among ``implemented_properties``; None means energy.
+            system_changes: what changed since the last call, as ASE counts it.
+
+        Raises:
+            See the class; also PropertyNotImplementedError for stress without three periodic directions.
+        """
+        atoms = self.atoms if atoms is None else atoms
+        if atoms is None:
+            raise InputError("there are no atoms to calculate; pass them or attach the calculator to them")
+        properties = ["energy"] if properties is None else list(properties)
+        unknown = set(properties) - set(self.implemented_properties)
+        if unknown:
+            raise PropertyNotImplementedError(f"{', '.join(sorted(unknown))} not implemented by {self!r}")
+        full = bool(atoms.pbc.all())
+        if "stress" in properties and not full:
+            raise PropertyNotImplementedError(
+                f"stress needs a cell that is periodic in three directions, not pbc = {atoms.pbc.tolist()}"
+            )
+        # Results of another structure must not survive, whatever goes wrong below.
+        self.results = {}
+        super().calculate(atoms, properties, list(system_changes))
+        self._wanted |= set(properties) & {"forces", "stress"}
+        stress = full and "stress" in self._wanted
+        self.results = self._empty(full) if len(atoms) == 0 else self._evaluate(atoms, stress)
+
+    def _evaluate(self, atoms: Atoms, stress: bool) -> dict[str, Any]:
+        forces = bool(self._wanted)  # a Monte Carlo run that never asks for forces pays for none
+        graph = self._graph(atoms)
+        answer = evaluate(self.model, graph, forces=forces, stress=stress)
+        energy = float(answer["energy"][0])
+        results: dict[str, Any] = {
+            "energy": energy,
+            "free_energy": energy,
+            "energies": _plain(answer["energies"]),
+        }
+        _refuse_nan(results["energies"], "energy", "eV", atoms)
+        if forces:
+            results["forces"] = _plain(answer["forces"])
+            _refuse_nan(results["forces"], "force", "eV/Å", atoms)
+        if stress:
+            results["stress"] = full_3x3_to_voigt_6_stress(_plain(answer["stress"])[0])
+        return results
+
+    @staticmethod
+    def _empty(full: bool) -> dict[str, Any]:
+        results: dict[str, Any] = {
+            "energy": 0.0,
+            "free_energy": 0.0,
+            "energies": np.zeros(0),
+            "forces": np.zeros((0, 3)),
+        }
+        return results | ({"stress": np.zeros(6)} if full else {})
+
+    def _graph(self, atoms: Atoms) -> ParticleGraph:
+        """The structure and its pairs, checked, on the device; float64 until the very end."""
+        positions = self._tensor(atoms.positions, np.float64)
+        pbc = self._tensor(atoms.pbc, np.bool_)
+        cell = self._tensor(atoms.cell.array, np.float64)
+        cell = torch.where(pbc[:, None], cell, torch.zeros_like(cell))
+        species = self._tensor(atoms.numbers, np.int64)
+        check_elements(self.model, species)
+        check_structure(positions, cell, pbc)
+        furthest = float(positions.abs().max())
+        if furthest > _FURTHEST:
+            raise InputError(f"an atom is {furthest:.1e} Å from the origin; something went wrong before this")
+        try:
+            edge_index, cell_shifts = self._neighbors.update(positions, cell, pbc)
+            wrapped, cell_shifts = _wrap(positions, cell, pbc, edge_index, cell_shifts)
+            pairs = wrapped[edge_index[0]] - wrapped[edge_index[1]] + cell_shifts @ cell
+            check_structure(positions, cell, pbc, edge_index, pairs)
+        except InputError:
+            self._neighbors.reset()
+            raise
+        graph = ParticleGraph(
+            positions=wrapped,
+            species=species,
+            edge_index=edge_index,
+            cell_shifts=cell_shifts,
+            cell=cell[None],
+            pbc=pbc[None],
+            batch=torch.zeros_like(species),
+        )
+        return graph.to(dtype=self.dtype)
+
+    def _tensor(self, values: np.ndarray, dtype: type[np.generic]) -> torch.Tensor:
+        return torch.from_numpy(np.array(values, dtype=dtype)).to(self.device)  # a copy: ASE's arrays move
+
+
+def _wrap(
+    positions: torch.Tensor,
+    cell: torch.Tensor,
+    pbc: torch.Tensor,
+    edge_index: torch.Tensor,
+    cell_shifts: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Positions near the origin and the shifts that keep every pair vector as it was.
+
+    float32 holds 7 digits: an atom at 1,000 Å, where unwrapped diffusion takes it, would be known to 1e-4 Å.
+    Lattice translations of single atoms and one translation of all of them change no energy.
+    """
+    if bool(pbc.any()):
+        # rows of open directions are zero; pinv then solves for the periodic components only
+        steps = torch.floor(positions @ torch.linalg.pinv(cell)) * pbc
+        positions = positions - steps @ cell
+        cell_shifts = cell_shifts + steps[edge_index[0]] - steps[edge_index[1]]
+    return positions - positions.mean(dim=0), cell_shifts
+
+
+def _plain(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.double().cpu().numpy()
+
+
+def _refuse_nan(values: np.ndarray, what: str, unit: str, atoms: Atoms) -> None:
+    finite = np.isfinite(values).reshape(len(atoms), -1).all(axis=1)
+    if not finite.all():
+        bad = int(np.flatnonzero(~finite)[0])
+        symbol, place = chemical_symbols[atoms.numbers[bad]], np.round(atoms.positions[bad], 3).tolist()
+        raise SimulationError(
+            f"the model gave atom {bad} ({symbol}) at {place} Å the {what} {values[bad].tolist()} {unit}, "
+            "which is not finite; go back to the last good frame and take a shorter timestep, or relax first"
+        )
+
+
+def _dtype(dtype: str | torch.dtype) -> torch.dtype:
+    found = DTYPES.get(str(dtype).removeprefix("torch."))
+    if found is None:
+        raise InputError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
+    return found
+
+
+def _device(device: str | torch.device) -> torch.device:
+    """The device, if this computer has it."""
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise InputError(f"unknown device {device!r}; use cpu, cuda or cuda:1") from error
+    if found.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (found.index or 0) >= count:
+            raise InputError(
+                f"the device {device!s} is not there (CUDA devices found: {count}); use device='cpu', or see "
+                "`egnn-md doctor`"
+            )
+    elif found.type != "cpu":
+        raise InputError(f"the device {device!s} is not supported; use cpu or cuda")
+    return found
+
+
+def _potential(model: str | Path | Potential, device: torch.device, dtype: torch.dtype) -> Potential:
+    """An own copy of the model that is ready to be evaluated."""
+    if isinstance(model, (str, Path)):
+        found = load_model(model)
+    elif isinstance(model, torch.nn.Module):
+        found = copy.deepcopy(model)
+    else:
+        raise InputError(f"model must be a name, a path or a Potential, not {type(model).__name__}")
+    if not isinstance(found, Potential):
+        raise InputError(
+            f"the model {str(model)[:80]!r} is a {type(found).__name__}, which gives no energies; "
+            "a potential is needed (see `egnn-md info`)"
+        )
+    return found.to(device=device, dtype=dtype).eval().requires_grad_(False)

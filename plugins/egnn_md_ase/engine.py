@@ -1,0 +1,207 @@
+"""The engine ``ase`` of ``egnn-md md``: ASE's integrators around :class:`FastEGNNCalculator`.
+
+nve: velocity Verlet. nvt and npt: BAOAB Langevin dynamics (Leimkuhler & Matthews, J. Chem. Phys. 138,
+174102, 2013), npt with a Langevin piston on the volume (Quigley & Probert, J. Chem. Phys. 120, 11432, 2004).
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import ase
+import numpy as np
+from ase import units
+from ase.md.langevinbaoab import LangevinBAOAB
+from ase.md.verlet import VelocityVerlet
+from ase.optimize import FIRE2
+
+from egnn_md.errors import EgnnMdError
+from egnn_md.simulation.driver import DriveOptions, RunResult, drive
+from egnn_md.simulation.engine import Engine, EngineError, Observation
+from egnn_md.simulation.models import check_model, open_model
+from egnn_md.simulation.request import MDRequest
+from egnn_md.simulation.rundir import RunDirectory
+from egnn_md.simulation.structure import Structure
+from egnn_md.units import BAR_PER_EV_PER_CUBIC_ANGSTROM
+
+if TYPE_CHECKING:
+    from ase.calculators.calculator import Calculator
+    from ase.md.md import MolecularDynamics
+
+    from egnn_md.models.base import Potential
+
+FS = units.fs  # ASE's time unit is sqrt(amu Å²/eV), 10.18 fs
+BAROSTAT_FS = 1000.0  # period of the cell's motion; the piston's mass follows from it
+
+
+class ASEEngine:
+    """A structure, a calculator and an integrator; see :class:`egnn_md.simulation.engine.Engine`."""
+
+    def __init__(self, structure: Structure, request: MDRequest, calculator: Calculator) -> None:
+        self.request = request
+        self.atoms = structure.to_atoms()
+        self.atoms.calc = calculator
+        self._rng = np.random.default_rng([request.seed, 1])  # 0 draws the velocities
+        self._dynamics: MolecularDynamics | None = None
+
+    def describe(self) -> dict[str, Any]:
+        """JSON values for the run record."""
+        integrators = {
+            "nve": "velocity Verlet",
+            "nvt": "Langevin BAOAB",
+            "npt": "Langevin BAOAB with Langevin piston (isotropic)",
+        }
+        return {
+            "engine": "ASE",
+            "version": ase.__version__,
+            "integrator": integrators[self.request.ensemble],
+            "device": self.request.device,
+            "precision": self.request.dtype,
+        }
+
+    def _start_dynamics(self) -> MolecularDynamics:
+        request = self.request
+        timestep = request.timestep * FS
+        if request.ensemble == "nve":
+            return VelocityVerlet(self.atoms, timestep)
+        options: dict[str, Any] = {}
+        if request.ensemble == "npt":
+            options = {
+                "externalstress": -request.pressure / BAR_PER_EV_PER_CUBIC_ANGSTROM,
+                "hydrostatic": True,
+                "P_tau": BAROSTAT_FS * FS,
+            }
+        with warnings.catch_warnings():  # it announces the mass that it derives from P_tau
+            warnings.simplefilter("ignore")
+            return LangevinBAOAB(
+                self.atoms,
+                timestep,
+                temperature_K=request.temperature,
+                T_tau=1000.0 / request.friction * FS,
+                rng=self._rng,
+                **options,
+            )
+
+    def minimize(self, steps: int, force: float, stop: Callable[[], bool]) -> int:
+        """FIRE; see the protocol."""
+        optimizer = FIRE2(self.atoms, logfile=None)  # type: ignore[arg-type]
+        for converged in optimizer.irun(fmax=force, steps=steps):
+            if converged or stop():
+                break
+        self._dynamics = None
+        return int(optimizer.nsteps)
+
+    def place(self, positions: np.ndarray, velocities: np.ndarray, cell: np.ndarray) -> None:
+        """Set the state; the integrator starts anew."""
+        self.atoms.set_cell(cell)
+        self.atoms.set_positions(positions)
+        self.atoms.set_velocities(velocities / FS)
+        self._dynamics = None
+
+    @property
+    def dynamics(self) -> MolecularDynamics:
+        """The integrator, made when it is first needed, because some evaluate forces at once."""
+        if self._dynamics is None:
+            self._dynamics = self._start_dynamics()
+        return self._dynamics
+
+    def step(self, count: int) -> None:
+        """Advance. Raises EngineError where the model refuses the structure or gives no number."""
+        try:
+            dynamics = self.dynamics
+            for _ in range(count):
+                dynamics.step()  # type: ignore[attr-defined]
+        except EgnnMdError as error:
+            raise EngineError(str(error)) from error
+
+    def observe(self, *, full: bool = True) -> Observation:
+        """The state now; forces and energy are already there and cost nothing."""
+        try:
+            forces, energy = self.atoms.get_forces(), float(self.atoms.get_potential_energy())
+        except EgnnMdError as error:
+            raise EngineError(str(error)) from error
+        return Observation(
+            positions=self.atoms.get_positions(),
+            velocities=self.atoms.get_velocities() * FS,
+            cell=self.atoms.cell.array.copy(),
+            forces=np.array(forces),
+            energy=energy,
+        )
+
+    def save(self) -> bytes:
+        """State as JSON; doubles survive it exactly."""
+        state: dict[str, Any] = {
+            "positions": self.atoms.get_positions().tolist(),
+            "momenta": self.atoms.get_momenta().tolist(),
+            "cell": self.atoms.cell.array.tolist(),
+            "random": self._rng.bit_generator.state,
+        }
+        if self._dynamics is not None and hasattr(self._dynamics, "p_eps"):
+            state["cell_momentum"] = float(self._dynamics.p_eps)
+        return json.dumps(state).encode()
+
+    def restore(self, state: bytes) -> None:
+        """Go back. Raises ValueError if ``state`` is no state of this engine."""
+        try:
+            saved = json.loads(state)
+            self.atoms.set_cell(np.array(saved["cell"]))
+            self.atoms.set_positions(np.array(saved["positions"]))
+            self.atoms.set_momenta(np.array(saved["momenta"]))
+            self._rng.bit_generator.state = saved["random"]
+        except (UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"not a state of the ase engine: {error}") from error
+        self._dynamics = None
+        self._forget_forces()
+        if "cell_momentum" in saved:
+            self._set_cell_momentum(saved["cell_momentum"])
+
+    def settle(self) -> None:
+        """Recompute forces from a fresh neighbour list, as a restored run does."""
+        momentum = getattr(self._dynamics, "p_eps", None)
+        self._dynamics = None
+        self._forget_forces()
+        if momentum is not None:
+            self._set_cell_momentum(float(momentum))
+
+    def _set_cell_momentum(self, momentum: float) -> None:
+        self.dynamics.p_eps = momentum  # type: ignore[attr-defined]
+
+    def _forget_forces(self) -> None:
+        calculator = self.atoms.calc
+        calculator.reset()
+        neighbors = getattr(calculator, "_neighbors", None)
+        if neighbors is not None:  # the order of its pairs decides how sums are rounded
+            neighbors.reset()
+
+
+def run_md(
+    request: MDRequest,
+    run: RunDirectory,
+    *,
+    options: DriveOptions | None = None,
+    model: Potential | None = None,
+) -> RunResult:
+    """Run ``request`` in ``run`` with ASE (entry point ``ase`` of ``egnn_md.engines``).
+
+    Args:
+        request: what to simulate.
+        run: where to write.
+        options: resume, overwrite, console.
+        model: potential to use instead of the one that ``request.model`` names.
+
+    Raises:
+        See :func:`egnn_md.simulation.driver.drive`.
+    """
+
+    def build(structure: Structure, request: MDRequest) -> tuple[Engine, dict[str, Any]]:
+        from egnn_md_ase.calculator import FastEGNNCalculator
+
+        potential, description = open_model(request, model)
+        check_model(potential, structure)
+        calculator = FastEGNNCalculator(potential, device=request.device, dtype=request.dtype)
+        return ASEEngine(structure, request, calculator), description
+
+    return drive(build, request, run, options or DriveOptions())
