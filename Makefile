@@ -55,10 +55,9 @@ demo: $(STAMP)  ## liquid water (64 molecules), NVT then NVE in OpenMM, and its 
 	$(BIN)/egnn-md md --model $(DEMO_MODEL) --engine openmm --implementation torch \
 	  --ensemble nve --timestep $(DEMO_TIMESTEP) --steps $(DEMO_NVE_STEPS) \
 	  --trajectory dcd --continue-from $(DEMO_DIR)/nvt --output $(DEMO_DIR)/nve --overwrite $(DEMO_FLAGS); \
-	$(BIN)/egnn-md report $(DEMO_DIR)/nvt; \
-	$(BIN)/egnn-md report $(DEMO_DIR)/nve; \
-	echo; echo "The demo took $$((SECONDS - start)) s. Open in a browser:"; \
-	find $(abspath $(DEMO_DIR)) -name '*.html' | sort | sed 's/^/  /'
+	$(BIN)/egnn-md report $(DEMO_DIR)/nvt $(DEMO_DIR)/nve --output $(DEMO_DIR)/report.html \
+	  --title "Liquid water, 64 molecules: NVT, then NVE"; \
+	echo; echo "The demo took $$((SECONDS - start)) s. Open in a browser: $(abspath $(DEMO_DIR))/report.html"
 
 test: $(STAMP)  ## the tests (slow, GPU and multi-process ones are chosen with PYTEST_FLAGS="-m slow")
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)

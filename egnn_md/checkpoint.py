@@ -25,7 +25,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from egnn_md.errors import InputError, ModelFileError, UnsafeFileError
-from egnn_md.models.base import Potential
 from egnn_md.models.potential import FastEGNNPotential, PotentialConfig
 from egnn_md.nn.fast_egnn import FastEGNN, FastEGNNConfig
 

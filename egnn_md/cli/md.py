@@ -24,9 +24,7 @@ def register(app: typer.Typer) -> None:
 def command(
     structure: Annotated[
         str | None,
-        typer.Argument(
-            help="PDB, extended XYZ, or any structure file that mdtraj or ASE reads.", show_default=False
-        ),
+        typer.Argument(help="PDB, extended XYZ, or any structure file that mdtraj or ASE reads.", show_default=False),
     ] = None,
     output: Annotated[Path | None, _option("Run directory. Required.", _OUTPUT)] = None,
     model: Annotated[str | None, _option("Name or path of a model. [default: water]", _ENGINE)] = None,
@@ -69,9 +67,7 @@ def command(
             show_default=False,
         ),
     ] = None,
-    minimize_steps: Annotated[
-        int | None, _option("Most iterations of the minimiser. [default: 200]", _START)
-    ] = None,
+    minimize_steps: Annotated[int | None, _option("Most iterations of the minimiser. [default: 200]", _START)] = None,
     minimize_force: Annotated[
         float | None, _option("eV/Å; the minimiser stops when no force is larger. [default: 0.05]", _START)
     ] = None,
@@ -80,21 +76,15 @@ def command(
     ] = None,
     resume: Annotated[
         bool,
-        typer.Option(
-            "--resume", help="Go on with the run in --output from its checkpoint.", rich_help_panel=_START
-        ),
+        typer.Option("--resume", help="Go on with the run in --output from its checkpoint.", rich_help_panel=_START),
     ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a run that is in --output.", rich_help_panel=_START)
     ] = False,
     trajectory: Annotated[str | None, _option("dcd, xtc or extxyz. [default: dcd]", _OUTPUT)] = None,
     frame_interval: Annotated[int | None, _option("Steps between frames. [default: 100]", _OUTPUT)] = None,
-    log_interval: Annotated[
-        int | None, _option("Steps between rows of log.csv. [default: 20]", _OUTPUT)
-    ] = None,
-    checkpoint_interval: Annotated[
-        int | None, _option("Steps between checkpoints. [default: 1000]", _OUTPUT)
-    ] = None,
+    log_interval: Annotated[int | None, _option("Steps between rows of log.csv. [default: 20]", _OUTPUT)] = None,
+    checkpoint_interval: Annotated[int | None, _option("Steps between checkpoints. [default: 1000]", _OUTPUT)] = None,
     check_interval: Annotated[
         int | None,
         _option("Steps between looks of the guards against NaN and runaway atoms. [default: 10]", _OUTPUT),
@@ -114,9 +104,7 @@ def command(
     final.pdb and final.extxyz. Ctrl-C stops with a checkpoint.
     """
     given = {
-        name: value
-        for name, value in locals().items()
-        if name not in ("resume", "overwrite") and value is not None
+        name: value for name, value in locals().items() if name not in ("resume", "overwrite") and value is not None
     }
     raise typer.Exit(run(given, resume=resume, overwrite=overwrite))
 

@@ -17,6 +17,14 @@ from egnn_md.errors import InputError, MissingDependencyError
 ENTRY_POINT_GROUP = "egnn_md.calculators"
 
 
+def _check_options(name: str, calculator: type[Calculator], options: dict[str, Any]) -> None:
+    """ASE calculators swallow a misspelt option in silence; reference labels must not."""
+    known = sorted(calculator.default_parameters)
+    for key in options:
+        if key not in known:
+            raise InputError(f"the reference method {name} has no option {key!r}; it has: {', '.join(known)}")
+
+
 def _xtb(method: str) -> Callable[..., Calculator]:
     def make(**options: Any) -> Calculator:
         try:
@@ -25,6 +33,7 @@ def _xtb(method: str) -> Callable[..., Calculator]:
             raise MissingDependencyError(
                 f"the reference method {method} needs tblite: pip install 'egnn-md[label]'"
             ) from error
+        _check_options(method, TBLite, options)
         # tblite's own restart between different structures can steer the SCF; each one starts fresh.
         return TBLite(method=method, verbosity=0, cache_api=False, **options)
 
@@ -34,13 +43,21 @@ def _xtb(method: str) -> Callable[..., Calculator]:
 def _lennard_jones(**options: Any) -> Calculator:
     from ase.calculators.lj import LennardJones
 
+    _check_options("lj", LennardJones, options)
     return LennardJones(**options)
 
 
 def _emt(**options: Any) -> Calculator:
     from ase.calculators.emt import EMT
 
+    _check_options("emt", EMT, options)
     return EMT(**options)
+
+
+def _openmm(**options: Any) -> Calculator:
+    from egnn_md.data.openmm_calculator import OpenMMForceField
+
+    return OpenMMForceField(**options)
 
 
 _BUILT_IN: dict[str, Callable[..., Calculator]] = {
@@ -48,6 +65,7 @@ _BUILT_IN: dict[str, Callable[..., Calculator]] = {
     "gfn2-xtb": _xtb("GFN2-xTB"),
     "lj": _lennard_jones,
     "emt": _emt,
+    "openmm": _openmm,
 }
 
 

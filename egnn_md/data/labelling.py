@@ -6,27 +6,31 @@ digest of the geometry it labels, so that a second run of the same command skips
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
-import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 from ase import Atoms
-from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io.extxyz import write_extxyz
 
 from egnn_md.data.calculators import make_calculator
-from egnn_md.errors import LabellingError
+from egnn_md.data.frames import FrameScan, scan_frames
+from egnn_md.data.workers import StopFlag, label_stream, stop_on_signals
+from egnn_md.errors import InputError, LabellingError
 
 ID_KEY = "structure_id"
 TEACHER_KEY = "teacher"
+OPTIONS_KEY = "teacher_options"
+#: Characters that the comment line of an extended XYZ file would not give back as they were.
+UNQUOTED = str.maketrans({'"': None, "'": None, "\\": "/"})
 
 
 def structure_id(atoms: Atoms) -> str:
@@ -47,60 +51,12 @@ class LabelSummary:
     skipped: int = 0
     failed: int = 0
     failures: list[str] = field(default_factory=list)
+    interrupted: bool = False  #: a signal ended the call early; the same call goes on from here
 
 
-def _start_worker(threads: int) -> None:
-    """One thread a process unless asked otherwise: parallel structures beat parallel loops inside one."""
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-
-
-def _label_one(atoms: Atoms, method: str, options: dict[str, Any]) -> Atoms:
-    calculator = make_calculator(method, **options)
-    work = atoms.copy()
-    work.calc = calculator
-    energy = float(work.get_potential_energy())
-    forces = work.get_forces()
-    results: dict[str, Any] = {"energy": energy, "forces": forces}
-    if work.pbc.all() and "stress" in calculator.implemented_properties:
-        results["stress"] = work.get_stress()
-    for name, value in results.items():
-        if not np.all(np.isfinite(value)):
-            raise LabellingError(f"{method} returned a {name} that is not finite")
-    labelled = atoms.copy()
-    labelled.calc = SinglePointCalculator(labelled, **results)
-    return labelled
-
-
-def _repair_tail(path: Path) -> set[str]:
-    """Cut an unfinished last frame (a kill in mid-write) and return the ids of the complete ones."""
-    if not path.exists():
-        return set()
-    done: set[str] = set()
-    good_end = 0
-    with path.open("rb") as file:
-        while True:
-            header = file.readline()
-            if not header.strip():
-                break
-            try:
-                count = int(header)
-            except ValueError as error:
-                raise LabellingError(
-                    f"{path}: byte {good_end} should start a frame but holds {header[:40]!r}; "
-                    "move the file away or choose another output"
-                ) from error
-            comment = file.readline().decode()
-            lines = [file.readline() for _ in range(count)]
-            if not lines[-1].endswith(b"\n"):
-                break
-            good_end = file.tell()
-            for word in comment.split():
-                if word.startswith(f"{ID_KEY}="):
-                    done.add(word.removeprefix(f"{ID_KEY}="))
-    if good_end < path.stat().st_size:
-        with path.open("r+b") as file:
-            file.truncate(good_end)
-    return done
+def describe_options(options: dict[str, Any]) -> str:
+    """Options of a reference method as one word for a comment line; empty without options."""
+    return ";".join(f"{key}:{json.dumps(options[key])}" for key in sorted(options)).translate(UNQUOTED)
 
 
 def label(
@@ -116,94 +72,204 @@ def label(
 ) -> LabelSummary:
     """Append the labels of ``structures`` to ``output`` (extended XYZ; eV, eV/Å, eV/Å³).
 
+    SIGINT and SIGTERM stop it cleanly: what is being computed is finished and written, nothing new begins
+    (``summary.interrupted``). A second SIGINT raises KeyboardInterrupt at once.
+
     Args:
         structures: any iterable; read lazily, so a generator that samples may feed it.
         output: file that grows by whole frames. ``<output>.failures.jsonl`` records what failed.
         method: a name known to :func:`egnn_md.data.calculators.make_calculator`.
         options: keyword options of that calculator.
-        processes: structures labelled at the same time.
+        processes: structures labelled at the same time; 0 works inside this process, where a crash of the
+            method ends everything. A process that dies (a crash inside the method)
+            is a failure of the structure it worked on, and is replaced.
         threads: OpenMP threads inside each process.
         retry_failed: try again what an earlier run recorded as failed.
-        progress: called after every finished structure.
+        progress: called after every structure that was labelled, failed or skipped.
 
     Returns:
         Counts of labelled, skipped (already there) and failed structures.
 
     Raises:
-        LabellingError: ``output`` holds something that is not a label file.
+        LabellingError: ``output`` holds something that is not a label file or comes from another method,
+            another process is writing to it, or it cannot be written (a full disk).
+        InputError: an unknown method, or an option that it does not take.
+        MissingDependencyError: the package behind the method is missing.
     """
+    if processes < 0 or threads < 1:
+        raise InputError(f"processes = {processes} must not be negative, and threads = {threads} at least 1")
     output = Path(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    failure_log = Path(f"{output}.failures.jsonl")
     options = dict(options or {})
-    done = _repair_tail(output)
-    if failure_log.exists() and not retry_failed:
-        done |= {json.loads(line)[ID_KEY] for line in failure_log.read_text().splitlines() if line}
+    _try_method(method, options)
+    output.parent.mkdir(parents=True, exist_ok=True)
     summary = LabelSummary()
-    context = multiprocessing.get_context("spawn")
-    inherited = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # read by the spawned children when they load OpenMP
-    try:
-        with (
-            ProcessPoolExecutor(
-                processes, mp_context=context, initializer=_start_worker, initargs=(threads,)
-            ) as pool,
-            output.open("a") as file,
-        ):
-            for atoms, future in _bounded(pool, structures, done, summary, method, options, processes):
-                try:
-                    labelled = future.result()
-                except Exception as error:  # one bad structure must not end the run: recorded, then skipped
-                    summary.failed += 1
-                    message = f"{type(error).__name__}: {error}"
-                    summary.failures.append(message)
-                    with failure_log.open("a") as log:
-                        log.write(
-                            json.dumps({ID_KEY: structure_id(atoms), "method": method, "error": message}) + "\n"
-                        )
-                else:
-                    labelled.info[ID_KEY] = structure_id(atoms)
-                    labelled.info[TEACHER_KEY] = method.lower()
-                    text = StringIO()
-                    write_extxyz(text, [labelled])
-                    file.write(text.getvalue())
-                    file.flush()
-                    os.fsync(file.fileno())
-                    summary.labelled += 1
-                if progress is not None:
-                    progress(summary)
-    finally:
-        if inherited is None:
-            del os.environ["OMP_NUM_THREADS"]
-        else:
-            os.environ["OMP_NUM_THREADS"] = inherited
+    with _locked(output) as file, stop_on_signals() as stop:
+        done = _prepare(output, file, method, options)
+        failures = FailureLog(Path(f"{output}.failures.jsonl"), method)
+        if retry_failed:
+            failures.forget()
+        done |= failures.ids()
+        todo = _new_ones(structures, done, summary, stop, progress)
+        for atoms, result in label_stream(todo, method, options, processes, threads, stop):
+            identity = structure_id(atoms)
+            if isinstance(result, Exception):  # one bad structure must not end the run
+                summary.failed += 1
+                summary.failures.append(failures.append(identity, result))
+            else:
+                result.info[ID_KEY] = identity
+                result.info[TEACHER_KEY] = method.lower()
+                if options:
+                    result.info[OPTIONS_KEY] = describe_options(options)
+                _append(file, output, result)
+                summary.labelled += 1
+            if progress is not None:
+                progress(summary)
+        summary.interrupted = stop.is_set()
     return summary
 
 
-def _bounded(
-    pool: ProcessPoolExecutor,
+def _try_method(method: str, options: dict[str, Any]) -> None:
+    """Fail now, with one message, rather than once a structure."""
+    try:
+        make_calculator(method, **options)
+    except (TypeError, ValueError, KeyError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"the reference method {method} does not take the options {options}: {error}"
+        ) from error
+
+
+def _new_ones(
     structures: Iterable[Atoms],
     done: set[str],
     summary: LabelSummary,
-    method: str,
-    options: dict[str, Any],
-    processes: int,
-) -> Iterator[tuple[Atoms, Future[Atoms]]]:
-    """Keep a few structures in flight, so that a generator is not drained into memory."""
-    waiting: dict[Future[Atoms], Atoms] = {}
+    stop: StopFlag,
+    progress: Callable[[LabelSummary], None] | None,
+) -> Iterator[Atoms]:
     for atoms in structures:
+        if stop.is_set():
+            return
         identity = structure_id(atoms)
         if identity in done:
             summary.skipped += 1
+            if progress is not None:
+                progress(summary)
             continue
         done.add(identity)
-        bare = atoms.copy()
-        waiting[pool.submit(_label_one, bare, method, options)] = bare
-        if len(waiting) >= 2 * processes:
-            finished, _ = wait(waiting, return_when=FIRST_COMPLETED)
-            for future in finished:
-                yield waiting.pop(future), future
-    while waiting:
-        finished, _ = wait(waiting, return_when=FIRST_COMPLETED)
-        for future in finished:
-            yield waiting.pop(future), future
+        yield atoms.copy()
+
+
+def _append(file: TextIO, path: Path, atoms: Atoms) -> None:
+    text = StringIO()
+    write_extxyz(text, [atoms])
+    try:
+        file.write(text.getvalue())
+        file.flush()
+        os.fsync(file.fileno())
+    except OSError as error:
+        raise LabellingError(
+            f"{path} cannot be written: {error}; everything before this structure is there. Make room and "
+            "run the same command again"
+        ) from error
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[TextIO]:
+    """The open file, ours alone: two writers would tear each other's frames."""
+    try:
+        file = path.open("a")
+    except OSError as error:
+        raise LabellingError(f"{path} cannot be opened for writing: {error}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise LabellingError(
+                f"another process is labelling into {path}; wait for it, or choose another output"
+            ) from error
+        except OSError:  # a file system without locks: go on without
+            pass
+        yield file
+
+
+def _prepare(path: Path, file: TextIO, method: str, options: dict[str, Any]) -> set[str]:
+    """Check that the file is ours, cut an unfinished last frame, and return the ids of the complete ones."""
+    scan = _scan(path)
+    done: set[str] = set()
+    for index, comment in enumerate(scan.comments):
+        if ID_KEY not in comment:
+            raise LabellingError(
+                f"{path}: frame {index} has no {ID_KEY}, so it is not a file that `egnn-md label` wrote; "
+                "choose another output"
+            )
+        wanted = {TEACHER_KEY: method.lower(), OPTIONS_KEY: describe_options(options)}
+        for key, value in wanted.items():
+            if comment.get(key, "") != value:
+                raise LabellingError(
+                    f"{path}: frame {index} has {key} {comment.get(key, '')!r}, but this run has {value!r}; "
+                    "labels of different methods must not be mixed in a file: choose another output"
+                )
+        done.add(comment[ID_KEY])
+    if scan.end < path.stat().st_size:
+        file.truncate(scan.end)
+    if scan.end:
+        with path.open("rb") as binary:
+            binary.seek(scan.end - 1)
+            if binary.read(1) != b"\n":
+                file.write("\n")
+                file.flush()
+    return done
+
+
+def _scan(path: Path) -> FrameScan:
+    try:
+        return scan_frames(path)
+    except InputError as error:
+        raise LabellingError(f"{error}; move the file away or choose another output") from error
+
+
+class FailureLog:
+    """Structures that a method could not label: one JSON object a line.
+
+    Args:
+        path: the file; it is made when the first failure comes.
+        method: failures of other methods are kept, but do not count.
+    """
+
+    def __init__(self, path: Path, method: str) -> None:
+        self.path = path
+        self.method = method
+
+    def _entries(self) -> list[dict[str, Any]]:
+        if not self.path.exists():
+            return []
+        entries = []
+        for line in self.path.read_text().splitlines():
+            try:
+                entry = json.loads(line)
+            except ValueError:  # cut short by a kill
+                continue
+            if isinstance(entry, dict) and ID_KEY in entry:
+                entries.append(entry)
+        return entries
+
+    def ids(self) -> set[str]:
+        """Ids of the structures that failed with this method."""
+        return {str(e[ID_KEY]) for e in self._entries() if e.get("method") == self.method}
+
+    def forget(self) -> None:
+        """Drop this method's entries, because the structures are tried again."""
+        kept = [entry for entry in self._entries() if entry.get("method") != self.method]
+        temporary = self.path.with_name(self.path.name + ".tmp")
+        temporary.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
+        temporary.replace(self.path)
+
+    def append(self, identity: str, error: Exception) -> str:
+        """Record a failure and return its text."""
+        message = f"{type(error).__name__}: {error}"
+        entry = {ID_KEY: identity, "method": self.method, "error": message}
+        whole = not self.path.exists() or self.path.read_bytes()[-1:] in (b"", b"\n")
+        with self.path.open("a") as log:
+            log.write(("" if whole else "\n") + json.dumps(entry) + "\n")
+        return message

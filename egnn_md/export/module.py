@@ -70,13 +70,29 @@ class _Exported(torch.nn.Module):
         self.register_buffer("batch", torch.zeros_like(species))
         self.register_buffer("periodic", torch.tensor([periodic]))
 
-    def select(self, positions: Tensor) -> Tensor:
-        """(M, 3) float64, Å: the particles that the potential acts on; others get exactly zero force."""
+    def problem(self, positions: Tensor, cell: Tensor) -> str:
+        """What is wrong with the input, or an empty string.
+
+        ``forward`` itself has to raise it: an exception out of an inlined call, such as the neighbour list's,
+        ends the process inside OpenMM's plugin (a stale pointer in PyTorch's call stack).
+        """
         if positions.dim() != 2 or positions.size(0) != self.particles or positions.size(1) != 3:
-            raise RuntimeError(
+            return (
                 f"egnn_md: this artefact was exported for {self.particles} particles, positions must be "
                 f"({self.particles}, 3) and not {positions.shape}"
             )
+        finite = torch.isfinite(positions.detach().index_select(0, self.atoms)).all(dim=1)
+        if not bool(finite.all()):
+            particle = int(self.atoms[int((~finite).nonzero()[0, 0])])
+            point = positions[particle]
+            x, y, z = float(point[0]), float(point[1]), float(point[2])
+            return f"egnn_md: the position of atom {particle} is not finite: [{x}, {y}, {z}]"
+        if not bool(torch.linalg.det(cell.to(torch.float64)).abs() > 0.0):
+            return "egnn_md: the box spans no volume or is not finite"
+        return ""
+
+    def select(self, positions: Tensor) -> Tensor:
+        """(M, 3) float64, Å: the particles that the potential acts on; others get exactly zero force."""
         # double precision until the origin is near: a float32 coordinate far from it has lost its digits
         x = positions.to(torch.float64) * self.length
         if self.subset:
@@ -101,6 +117,9 @@ class ExportedOpen(_Exported):
 
     def forward(self, positions: Tensor) -> Tensor:
         """Energy (scalar float64) of positions (particles, 3), both in the engine's units."""
+        problem = self.problem(positions, torch.eye(3, device=positions.device))
+        if len(problem) > 0:
+            raise RuntimeError(problem)
         x = self.select(positions)
         cell = torch.zeros([3, 3], dtype=torch.float64, device=x.device)
         return self.total(x - far_origin(x), cell, False)
@@ -111,6 +130,9 @@ class ExportedPeriodic(_Exported):
 
     def forward(self, positions: Tensor, boxvectors: Tensor) -> Tensor:
         """Energy (scalar float64) of positions (particles, 3) in the box (3, 3), rows, engine's units."""
+        problem = self.problem(positions, boxvectors)
+        if len(problem) > 0:
+            raise RuntimeError(problem)
         x = self.select(positions)
         cell = boxvectors.detach().to(torch.float64) * self.length
         return self.total(x - whole_cells(x, cell) @ cell, cell, True)

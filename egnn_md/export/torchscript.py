@@ -117,9 +117,7 @@ def _digest(model: torch.nn.Module) -> str:
             for name, value in vars(model).items()
             if isinstance(value, bool | int | float | str | list) and not name.startswith("_")
         }
-        digest = hashlib.sha256(
-            json.dumps([type(model).__name__, plain], sort_keys=True, default=str).encode()
-        )
+        digest = hashlib.sha256(json.dumps([type(model).__name__, plain], sort_keys=True, default=str).encode())
         for name, tensor in sorted(model.state_dict().items()):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())

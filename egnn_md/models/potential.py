@@ -53,6 +53,7 @@ class FastEGNNPotential(Potential):
 
     kind = "fastegnn-potential"
     reference: List[float]  # noqa: UP006
+    kind_of: Tensor
 
     def __init__(self, config: PotentialConfig) -> None:
         super().__init__(config.cutoff, list(config.elements), long_range=config.virtual_nodes > 0)

@@ -30,6 +30,8 @@ def polynomial_envelope(distance: Tensor, cutoff: float, p: int = 6) -> Tensor:
 class BesselBasis(nn.Module):
     """``sqrt(2/c) sin(n π d / c) / d`` for n = 1..size, c the cutoff (Gasteiger et al. 2020, equation 7)."""
 
+    orders: Tensor
+
     def __init__(self, size: int, cutoff: float) -> None:
         super().__init__()
         self.cutoff = float(cutoff)

@@ -86,13 +86,17 @@ class VirtualExchange(nn.Module):
         centre = segment_mean(positions, batch, graphs).unsqueeze(1)
         centred = (virtual_positions - centre) * open_graph / self.length
         mixing = torch.matmul(centred, centred.transpose(1, 2))  # (G, C, C)
+        mixing = mixing * torch.rsqrt(1.0 + mixing * mixing)
         to_virtual = (
             (virtual_positions.index_select(0, batch) - positions.unsqueeze(1))
             * open_graph.index_select(0, batch)
             / self.length
         )  # (N, C, 3)
+        distance = smooth_norm(to_virtual, 2).unsqueeze(2)
+        # distance and steps saturate: what evaporates from a droplet must not drag the rest with it
+        to_virtual = to_virtual / (1.0 + distance)
         geometry = torch.cat(
-            [smooth_norm(to_virtual, 2).unsqueeze(2), mixing.transpose(1, 2).index_select(0, batch)], 2
+            [distance / (1.0 + distance), mixing.transpose(1, 2).index_select(0, batch)], 2
         )
         message = self.second(
             self.from_node(features).unsqueeze(1)

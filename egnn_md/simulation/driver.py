@@ -135,10 +135,10 @@ class _Loop:
         request = self.request
         first = self.step
         if not self.resumed:
-            self.guards.check(self._instant(self.seen))
             self.recorder.write_row(self.recorder.row(self.step, self.seen, self.dof, None))
             self.recorder.write_frame(self.step, self.seen)
             self._checkpoint()
+            self.guards.check(self._instant(self.seen))
         else:
             self.guards.rewind(self._instant(self.seen))
         label = f"{request.engine} {request.ensemble}"
@@ -249,7 +249,10 @@ class _Loop:
     def _fail(self, error: GuardError | EngineError) -> SimulationError:
         """Find the exact step by going through the last stretch again, and keep its frames."""
         step, seen, state = self.good
-        located, frames = self._replay(step, seen, state)
+        if isinstance(error, GuardError) and error.step <= step:  # the first state is already unsound
+            located, frames = error, [(step, seen)]
+        else:
+            located, frames = self._replay(step, seen, state)
         found = located or error
         where = self._last_good_frame()
         kept = f" The steps before it are in {self.directory.failure.name}."

@@ -32,9 +32,7 @@ def infer_bonds(numbers: np.ndarray, positions: np.ndarray, cell: np.ndarray, pb
     radii = covalent_radii[numbers] * BOND_TOLERANCE
     if not np.any(pbc):
         cell = np.eye(3)
-    first, second = primitive_neighbor_list(
-        "ij", pbc, cell, positions, radii, numbers=numbers, self_interaction=False
-    )
+    first, second = primitive_neighbor_list("ij", pbc, cell, positions, radii, numbers=numbers, self_interaction=False)
     pairs = np.stack([first, second], axis=1)
     return np.unique(pairs[pairs[:, 0] < pairs[:, 1]], axis=0).astype(np.int64)
 

@@ -75,9 +75,7 @@ def _read_with_mdtraj(path: Path) -> Structure:
     atoms = list(topology.atoms)
     for atom in atoms:
         if atom.element is None or atom.element.atomic_number < 1:
-            raise InputError(
-                f"{path}: atom {atom.index} ({atom}) has no element; fill the element columns of the file"
-            )
+            raise InputError(f"{path}: atom {atom.index} ({atom}) has no element; fill the element columns of the file")
     # these formats hold 0.001 Å at best, and mdtraj float32 nm: rounding gives back what was written
     positions = np.round(frame.xyz[0].astype(np.float64) * 10, 4)
     cell, pbc = np.zeros((3, 3)), np.zeros(3, dtype=bool)
@@ -128,9 +126,7 @@ def structure_from_atoms(atoms: object) -> Structure:
     structure = _finish(raw)
     names, residues, residue_names = _name_residues(structure)
     chains = np.zeros(len(residue_names), dtype=np.int64)
-    return replace(
-        structure, names=names, residues=residues, residue_names=residue_names, chains=chains
-    ).validate()
+    return replace(structure, names=names, residues=residues, residue_names=residue_names, chains=chains).validate()
 
 
 def _name_residues(structure: Structure) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -81,9 +81,7 @@ class LogRow:
 class Recorder:
     """Writes rows, frames and checkpoints of one run."""
 
-    def __init__(
-        self, run: RunDirectory, request: MDRequest, structure: Structure, resume: Checkpoint | None
-    ) -> None:
+    def __init__(self, run: RunDirectory, request: MDRequest, structure: Structure, resume: Checkpoint | None) -> None:
         """Open new files, or cut those of a run back to what its checkpoint ``resume`` knows."""
         self.run = run
         self.request = request
@@ -97,9 +95,7 @@ class Recorder:
         else:
             self.log = AppendFile(run.log, keep=resume.log_size)
             self.trajectory = Trajectory(path, form, keep=resume.trajectory_size, frames=resume.frames)
-        self.last_frame: int | None = (
-            None if resume is None else _last_multiple(resume.step, request.frame_interval)
-        )
+        self.last_frame: int | None = None if resume is None else _last_multiple(resume.step, request.frame_interval)
 
     def row(self, step: int, seen: Observation, degrees_of_freedom: int, speed: float | None) -> LogRow:
         """What the log would say about ``seen``."""

@@ -19,9 +19,7 @@ class MDRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
     structure: str | None = Field(None, description="structure file; not needed with --continue-from")
-    topology: str | None = Field(
-        None, description="file whose residues and bonds replace those of the structure"
-    )
+    topology: str | None = Field(None, description="file whose residues and bonds replace those of the structure")
     model: str = Field("water", description="registered name, or path of a model file")
     engine: Literal["openmm", "ase"] = "openmm"
     ensemble: Literal["nve", "nvt", "npt"] = "nvt"
@@ -34,9 +32,7 @@ class MDRequest(BaseModel):
     platform: str | None = Field(None, description="OpenMM platform: Reference, CPU, CUDA, OpenCL, HIP")
     device: str = Field("cpu", description="torch device of the model: cpu, cuda, cuda:1")
     dtype: Literal["float32", "float64"] = "float32"
-    implementation: Literal["torch", "python"] = Field(
-        "torch", description="OpenMM: TorchForce or PythonForce"
-    )
+    implementation: Literal["torch", "python"] = Field("torch", description="OpenMM: TorchForce or PythonForce")
     minimize: bool = True
     minimize_steps: int = Field(200, gt=0, description="most iterations of the minimiser")
     minimize_force: float = Field(0.05, gt=0, description="eV/Å; the minimiser stops when forces are below")
@@ -65,9 +61,7 @@ class MDRequest(BaseModel):
         if self.engine == "ase" and self.implementation == "python":
             raise ValueError("--implementation belongs to --engine openmm; leave it out with --engine ase")
         if self.ensemble != "nve" and self.temperature == 0:
-            raise ValueError(
-                f"--temperature 0 has no meaning with --ensemble {self.ensemble}; use --ensemble nve"
-            )
+            raise ValueError(f"--temperature 0 has no meaning with --ensemble {self.ensemble}; use --ensemble nve")
         return self
 
     @classmethod

@@ -6,6 +6,7 @@ import fcntl
 import io
 import json
 import os
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -61,7 +62,7 @@ class Checkpoint:
                 if int(archive["format"]) > FORMAT:
                     raise InputError(f"{path} was written by a newer egnn-md; {UPDATE}")
                 values: dict[str, Any] = {name: archive[name] for name in cls.__dataclass_fields__}
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"{path} cannot be read as a checkpoint: {error}") from error
@@ -111,8 +112,7 @@ class RunDirectory:
             )
         if others and not self.record.exists():
             raise InputError(
-                f"--output {self.path} is not empty and holds no run ({others[0].name}, ...); "
-                "give a new directory"
+                f"--output {self.path} is not empty and holds no run ({others[0].name}, ...); give a new directory"
             )
 
     def create(self, *, overwrite: bool = False) -> None:
@@ -138,9 +138,7 @@ class RunDirectory:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(handle)
-            raise InputError(
-                f"another process is running in {self.path}; wait for it or stop it first"
-            ) from None
+            raise InputError(f"another process is running in {self.path}; wait for it or stop it first") from None
         except OSError:  # a file system without locks: better unlocked than not at all
             os.close(handle)
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 from rich.console import Console
 
 from egnn_md.errors import InputError
-from egnn_md.simulation.engine import Engine, EngineFactory, Observation
+from egnn_md.simulation.engine import Engine, EngineError, EngineFactory, Observation
 from egnn_md.simulation.files import write_atomic, writing
 from egnn_md.simulation.guards import GuardError, Guards, Instant
 from egnn_md.simulation.interrupts import Interrupts
@@ -125,14 +126,15 @@ def _new(
     )
     still = np.zeros_like(structure.positions)
     engine.place(structure.positions, still if velocities is None else velocities, structure.cell)
+    seen = _observe_sound(engine, structure, request, run)
     if request.minimize:
-        structure, record["minimisation"] = _minimise(engine, request, structure, console, interrupts)
+        record["minimisation"] = _minimise(engine, request, seen, console, interrupts)
         if interrupts.requested:
             return None
+        seen = _observe_sound(engine, structure, request, run)
+        structure = structure.with_state(seen.positions, structure.cell)
     if velocities is None:
-        velocities = maxwell_boltzmann(
-            structure.masses, request.temperature, np.random.default_rng(request.seed)
-        )
+        velocities = maxwell_boltzmann(structure.masses, request.temperature, np.random.default_rng(request.seed))
     elif request.ensemble == "nve":
         velocities = remove_drift(structure.masses, velocities) if len(structure) > 1 else velocities
     engine.place(structure.positions, velocities, structure.cell)
@@ -178,16 +180,11 @@ def _first_structure(request: MDRequest, run: RunDirectory) -> tuple[Structure, 
 
 
 def _minimise(
-    engine: Engine, request: MDRequest, structure: Structure, console: Console, interrupts: Interrupts
-) -> tuple[Structure, dict[str, Any]]:
-    before = engine.observe()
-    _check_first(structure, request, before)
-    with console.status("minimising") if console.is_terminal else _silence():
-        iterations = engine.minimize(
-            request.minimize_steps, request.minimize_force, lambda: interrupts.requested
-        )
+    engine: Engine, request: MDRequest, before: Observation, console: Console, interrupts: Interrupts
+) -> dict[str, Any]:
+    with console.status("minimising") if console.is_terminal else nullcontext():
+        iterations = engine.minimize(request.minimize_steps, request.minimize_force, lambda: interrupts.requested)
     after = engine.observe()
-    _check_first(structure, request, after)
     assert after.forces is not None  # a full observation has them
     force = float(np.linalg.norm(after.forces, axis=1).max())
     say(
@@ -195,17 +192,16 @@ def _minimise(
         f"minimised in {iterations} iterations: {before.energy:.4f} to {after.energy:.4f} eV, "
         f"largest force {force:.3f} eV/Å",
     )
-    summary = {
+    return {
         "iterations": iterations,
         "energy_before": before.energy,
         "energy_after": after.energy,
         "largest_force": force,
     }
-    return structure.with_state(after.positions, structure.cell), summary
 
 
-def _check_first(structure: Structure, request: MDRequest, seen: Observation) -> None:
-    """Refuse a structure whose very first forces are no numbers."""
+def _observe_sound(engine: Engine, structure: Structure, request: MDRequest, run: RunDirectory) -> Observation:
+    """The state, or InputError for a structure whose very first forces are no numbers."""
     guards = Guards(
         structure.symbols,
         structure.masses,
@@ -216,20 +212,17 @@ def _check_first(structure: Structure, request: MDRequest, seen: Observation) ->
         max_displacement=np.inf,
     )
     try:
-        guards.check(
-            Instant(0, seen.positions, np.zeros_like(seen.positions), seen.forces, seen.energy, seen.cell)
-        )
-    except GuardError as error:
-        raise InputError(
+        seen = engine.observe()
+        still = np.zeros_like(seen.positions)
+        guards.check(Instant(0, seen.positions, still, seen.forces, seen.energy, seen.cell))
+    except (GuardError, EngineError) as error:
+        message = (
             f"{error} before the first step: the model cannot evaluate this structure; "
             "look for overlapping atoms or a structure far from those it was trained on"
-        ) from error
-
-
-def _silence() -> Any:
-    from contextlib import nullcontext
-
-    return nullcontext()
+        )
+        run.try_update(status="failed", error=message, failure={"reason": str(error), "step": 0})
+        raise InputError(message) from error
+    return seen
 
 
 def _resume(
@@ -256,9 +249,7 @@ def _resume(
         engine.place(checkpoint.positions, checkpoint.velocities, checkpoint.cell)
     say(console, f"resuming {run.path} at step {checkpoint.step} of {request.steps}")
     segments = [*record.get("segments", []), {"step": checkpoint.step, "started": _now()}]
-    record = {
-        key: value for key, value in record.items() if key not in ("error", "ended", "failure", "format")
-    }
+    record = {key: value for key, value in record.items() if key not in ("error", "ended", "failure", "format")}
     run.write(
         {
             **record,

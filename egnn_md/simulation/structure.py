@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -132,9 +133,7 @@ class Structure:
             raise InputError(f"a bond of the topology names an atom outside 0..{len(self) - 1}")
         i, j = self.bonds.T
         length = np.linalg.norm(minimum_image(self.positions[j] - self.positions[i], self.box), axis=1)
-        limit = np.maximum(
-            LONGEST_BOND, 2.0 * (covalent_radii[self.numbers[i]] + covalent_radii[self.numbers[j]])
-        )
+        limit = np.maximum(LONGEST_BOND, 2.0 * (covalent_radii[self.numbers[i]] + covalent_radii[self.numbers[j]]))
         if np.any(length > limit):
             worst = int(np.argmax(length / limit))
             a, b = int(i[worst]), int(j[worst])
@@ -156,9 +155,7 @@ class Structure:
         """ASE Atoms with the same positions, cell, boundary conditions and masses."""
         from ase import Atoms
 
-        return Atoms(
-            numbers=self.numbers, positions=self.positions, cell=self.cell, pbc=self.pbc, masses=self.masses
-        )
+        return Atoms(numbers=self.numbers, positions=self.positions, cell=self.cell, pbc=self.pbc, masses=self.masses)
 
     def to_mdtraj_topology(self) -> mdtraj.Topology:
         """mdtraj topology with the same residues, names and bonds."""
@@ -200,5 +197,5 @@ class Structure:
         try:
             with np.load(path, allow_pickle=False) as archive:
                 return cls(**{name: archive[name] for name in cls.__dataclass_fields__})
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise InputError(f"{path} cannot be read as a structure: {error}") from error

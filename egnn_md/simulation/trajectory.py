@@ -10,7 +10,7 @@ import struct
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -61,12 +61,19 @@ class DCDFormat:
 
     def header(self) -> bytes:
         """276 bytes: the control block, a title, the number of atoms."""
-        control = struct.pack(
-            "<i4s9if", 84, b"CORD", 0, 0, self.interval, 0, 0, 0, 0, 0, 0, self.timestep / AKMA_FS
-        )
+        control = struct.pack("<i4s9if", 84, b"CORD", 0, 0, self.interval, 0, 0, 0, 0, 0, 0, self.timestep / AKMA_FS)
         control += struct.pack("<13i", int(self.periodic), *([0] * 8), 24, 84, 164, 2)
         title = struct.pack("<80s80s", b"Created by egnn_md", b"positions in Angstrom")
         return control + title + struct.pack("<4i", 164, 4, self.atoms, 4)
+
+    def layout(self) -> list[tuple[Any, ...]]:
+        """Fields of numpy's dtype for one frame."""
+        fields: list[tuple[Any, ...]] = []
+        if self.periodic:
+            fields += [("mark_cell", "<i4"), ("cell", "<f8", (6,)), ("end_cell", "<i4")]
+        for axis in "xyz":
+            fields += [(f"mark_{axis}", "<i4"), (axis, "<f4", (self.atoms,)), (f"end_{axis}", "<i4")]
+        return fields
 
     def encode(self, frame: Frame) -> bytes:
         """Fortran records: the cell of a periodic system, then x, y and z."""

@@ -66,7 +66,7 @@ def starting_model(section: dict[str, Any], dtype: torch.dtype) -> FastEGNNPoten
         raise ConfigError(
             f"model.{START_FROM} = {section[START_FROM]!r} is a {type(model).__name__}, which has no training"
         )
-    return model
+    return model.requires_grad_(True)  # loaded models are frozen
 
 
 def cutoff_of(section: dict[str, Any], start: FastEGNNPotential | None) -> float:
@@ -123,8 +123,7 @@ def _refitted(start: FastEGNNPotential, train: list[ParticleGraph]) -> FastEGNNP
     elements, shifts = fit_atomic_energies(residuals)
     by_element = dict(zip(elements, shifts, strict=True))
     energies = tuple(
-        old + by_element.get(z, 0.0)
-        for z, old in zip(start.config.elements, start.reference, strict=True)
+        old + by_element.get(z, 0.0) for z, old in zip(start.config.elements, start.reference, strict=True)
     )
     model = FastEGNNPotential(start.config.model_copy(update={"atomic_energies": energies}))
     model.load_state_dict(start.state_dict())

@@ -52,8 +52,10 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def apply_overrides(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """A copy of ``content`` with ``section.key=value`` assignments applied; values are read as YAML.
+def apply_overrides(
+    content: dict[str, Any], overrides: Sequence[str], option: str = "--set"
+) -> dict[str, Any]:
+    """A copy of ``content`` with ``section.key=value`` assignments applied; values are YAML.
 
     Raises:
         ConfigError: an assignment without ``=``, a value that is no YAML, or a path through a plain value.
@@ -63,16 +65,18 @@ def apply_overrides(content: dict[str, Any], overrides: Sequence[str]) -> dict[s
         path, sign, value = text.partition("=")
         keys = path.strip().split(".")
         if not sign or not all(keys):
-            raise ConfigError(f"--set {text!r} is not of the form section.key=value")
+            raise ConfigError(f"{option} {text!r} is not of the form section.key=value")
         try:
             parsed = yaml.load(value, Loader=_StrictLoader)
         except yaml.YAMLError as error:
-            raise ConfigError(f"--set {text!r}: the value is not valid YAML: {error}") from error
+            raise ConfigError(f"{option} {text!r}: the value is not valid YAML: {error}") from error
         place = out
         for depth, key in enumerate(keys[:-1]):
             inner = place.setdefault(key, {})
             if not isinstance(inner, dict):
-                raise ConfigError(f"--set {text!r}: {'.'.join(keys[: depth + 1])} is a value, not a section")
+                raise ConfigError(
+                    f"{option} {text!r}: {'.'.join(keys[: depth + 1])} is a value, not a section"
+                )
             place = inner
         place[keys[-1]] = parsed
     return out

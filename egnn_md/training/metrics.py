@@ -85,4 +85,3 @@ def measure_errors(
         out["stress_mae"] = float(components.abs().mean())
         out["stress_rmse"] = float(components.pow(2).mean().sqrt())
     return out
-

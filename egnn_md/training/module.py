@@ -96,9 +96,7 @@ class PotentialModule(LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW; weight decay on the matrices of linear maps only."""
         settings = self.config.optimizer
-        matrices = {
-            id(layer.weight) for layer in self.potential.modules() if isinstance(layer, nn.Linear)
-        }
+        matrices = {id(layer.weight) for layer in self.potential.modules() if isinstance(layer, nn.Linear)}
         trained = [p for p in self.potential.parameters() if p.requires_grad]
         groups = [
             {"params": [p for p in trained if id(p) in matrices], "weight_decay": settings.weight_decay},

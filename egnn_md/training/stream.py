@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -16,8 +16,15 @@ class BatchStream:
     ``seed`` and ``k``), and batch ``s`` is its elements ``[s·B, (s+1)·B)``: every batch is full, and every
     structure is seen once before any is seen again.
 
-    Iterating gives the batches from the current step to the end of its round: the next multiple of
-    ``round_steps``. Nothing else about a position needs to be stored to continue a run exactly.
+    Iterating gives the batches from the current step to the end of its round: the next multiple of one of
+    ``periods``. Nothing else about a position needs to be stored to continue a run exactly.
+
+    Args:
+        graphs: what there is to learn from.
+        batch_size: B.
+        seed: of the permutations.
+        periods: steps at whose multiples a round ends.
+        current_step: gives the number of steps made so far.
     """
 
     def __init__(
@@ -25,13 +32,13 @@ class BatchStream:
         graphs: list[ParticleGraph],
         batch_size: int,
         seed: int,
-        round_steps: int,
+        periods: Sequence[int],
         current_step: Callable[[], int],
     ) -> None:
         self.graphs = graphs
         self.batch_size = batch_size
         self.seed = seed
-        self.round_steps = round_steps
+        self.periods = list(periods)
         self.current_step = current_step
         self._permutations: dict[int, list[int]] = {}
 
@@ -56,7 +63,7 @@ class BatchStream:
 
     def __iter__(self) -> Iterator[ParticleGraph]:
         step = self.current_step()
-        end = (step // self.round_steps + 1) * self.round_steps
+        end = min((step // period + 1) * period for period in self.periods)
         while step < end:
             yield self.batch(step)
             step += 1

@@ -128,9 +128,7 @@ def _fit(
         return make_card(config, data, statistics, errors, steps)
 
     def save_best(current: PotentialModule, errors: dict[str, float]) -> None:
-        save_model(
-            current.validated, directory / BEST_NAME, card({"valid": errors}, current.global_step)
-        )
+        save_model(current.validated, directory / BEST_NAME, card({"valid": errors}, current.global_step))
 
     resume_at = None if state is None else int(state["global_step"])
     bookkeeper = Bookkeeper(directory, data.valid.graphs, len(data.train), save_best, resume_at)
@@ -147,7 +145,7 @@ def _fit(
             data.train.graphs,
             config.batch_size,
             config.seed,
-            config.checkpoint_every,
+            (config.checkpoint_every, config.validate_every),
             lambda: trainer.global_step,
         )
         with _graceful_stop(module, console):
@@ -232,7 +230,8 @@ def _make_trainer(
         return Trainer(
             accelerator={"cpu": "cpu", "cuda": "gpu", "mps": "mps"}[kind],
             devices=[int(index)] if index else 1,
-            precision="64-true" if config.precision == "float64" and kind == "cpu" else "32-true",
+            # "as it is": model and graphs are made in the wanted precision, and no default dtype is touched
+            precision="32-true",
             max_epochs=-1,
             min_epochs=0,
             logger=loggers,

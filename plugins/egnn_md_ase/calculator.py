@@ -174,11 +174,13 @@ class FastEGNNCalculator(Calculator):
 
     def _graph(self, atoms: Atoms) -> ParticleGraph:
         """The structure and its pairs, checked, on the device; float64 until the very end."""
-        positions = self._tensor(atoms.positions, np.float64)
-        pbc = self._tensor(atoms.pbc, np.bool_)
-        cell = self._tensor(atoms.cell.array, np.float64)
+        # np.array copies: ASE moves its arrays in place. The list lives on the CPU, where every backend
+        # knows every cell; it is made again every few dozen steps only.
+        positions = torch.from_numpy(np.array(atoms.positions, dtype=np.float64))
+        pbc = torch.from_numpy(np.array(atoms.pbc, dtype=bool))
+        cell = torch.from_numpy(np.array(atoms.cell.array, dtype=np.float64))
         cell = torch.where(pbc[:, None], cell, torch.zeros_like(cell))
-        species = self._tensor(atoms.numbers, np.int64)
+        species = torch.from_numpy(np.array(atoms.numbers, dtype=np.int64))
         check_elements(self.model, species)
         check_structure(positions, cell, pbc)
         furthest = float(positions.abs().max())
@@ -201,10 +203,7 @@ class FastEGNNCalculator(Calculator):
             pbc=pbc[None],
             batch=torch.zeros_like(species),
         )
-        return graph.to(dtype=self.dtype)
-
-    def _tensor(self, values: np.ndarray, dtype: type[np.generic]) -> torch.Tensor:
-        return torch.from_numpy(np.array(values, dtype=dtype)).to(self.device)  # a copy: ASE's arrays move
+        return graph.to(device=self.device, dtype=self.dtype)
 
 
 def _wrap(

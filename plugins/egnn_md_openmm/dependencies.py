@@ -16,9 +16,7 @@ def import_openmm() -> ModuleType:
     try:
         return importlib.import_module("openmm")
     except ImportError as error:
-        raise MissingDependencyError(
-            f"OpenMM is needed, but its import fails ({error}): {INSTALL}"
-        ) from error
+        raise MissingDependencyError(f"OpenMM is needed, but its import fails ({error}): {INSTALL}") from error
 
 
 def import_openmmtorch() -> ModuleType:

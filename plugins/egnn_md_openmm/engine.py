@@ -76,9 +76,7 @@ def velocity_verlet(timestep: float) -> openmm.CustomIntegrator:
 class OpenMMEngine:
     """A context; see :class:`egnn_md.simulation.engine.Engine`."""
 
-    def __init__(
-        self, structure: Structure, request: MDRequest, system: openmm.System, callback: Any
-    ) -> None:
+    def __init__(self, structure: Structure, request: MDRequest, system: openmm.System, callback: Any) -> None:
         import openmm
 
         self.request = request
@@ -100,9 +98,7 @@ class OpenMMEngine:
             self.integrator.setRandomNumberSeed(request.seed + 1)
         platform = choose_platform(request)
         with _faults():
-            self.context = openmm.Context(
-                system, self.integrator, platform, platform_properties(request, platform)
-            )
+            self.context = openmm.Context(system, self.integrator, platform, platform_properties(request, platform))
         self.platform = platform.getName()
 
     def describe(self) -> dict[str, Any]:
@@ -131,22 +127,22 @@ class OpenMMEngine:
         """L-BFGS; see the protocol. Iterations are counted by stretches, the last of which may be shorter."""
         import openmm
 
-        # In stretches, and without OpenMM's reporter: with one it keeps Python's lock, which a TorchForce needs.
+        # In stretches and without OpenMM's reporter, which keeps the Python lock that a TorchForce needs.
         tolerance = 0.1 * force * KJ_PER_MOL_PER_EV * ANGSTROM_PER_NM
-        done, energy = 0, np.inf
-        while done < steps and not stop():
+        done, last = 0, np.inf
+        while True:
+            seen = self.observe()
+            assert seen.forces is not None
+            assert seen.energy is not None
+            stuck = seen.energy > last - 1e-7 * len(seen.forces)
+            relaxed = np.linalg.norm(seen.forces, axis=1).max() < force
+            if done >= steps or stuck or relaxed or stop():
+                return done
+            last = seen.energy
             stretch = min(MINIMIZE_STRETCH, steps - done)
             with _faults():
                 openmm.LocalEnergyMinimizer.minimize(self.context, tolerance, stretch)
             done += stretch
-            seen = self.observe()
-            assert seen.forces is not None
-            assert seen.energy is not None
-            stuck = seen.energy > energy - 1e-7 * len(seen.forces)
-            if stuck or np.linalg.norm(seen.forces, axis=1).max() < force:
-                break
-            energy = seen.energy
-        return done
 
     def place(self, positions: np.ndarray, velocities: np.ndarray, cell: np.ndarray) -> None:
         """Set the state."""
@@ -176,8 +172,7 @@ class OpenMMEngine:
         box = state.getPeriodicBoxVectors(asNumpy=True).value_in_unit(unit.nanometer)
         velocities = state.getVelocities(asNumpy=True).value_in_unit(unit.nanometer / unit.picosecond)
         return Observation(
-            positions=np.array(state.getPositions(asNumpy=True).value_in_unit(unit.nanometer))
-            * ANGSTROM_PER_NM,
+            positions=np.array(state.getPositions(asNumpy=True).value_in_unit(unit.nanometer)) * ANGSTROM_PER_NM,
             velocities=np.array(velocities) * ANGSTROM_PER_NM / FS_PER_PS,
             cell=np.array(box) * ANGSTROM_PER_NM if periodic else np.zeros((3, 3)),
             forces=forces,

@@ -46,8 +46,7 @@ def readable_errors() -> Iterator[None]:
             raise original from error
         text = str(error)
         if "TorchScript" in text:
-            message = re.findall(r"^(?:builtins\.)?RuntimeError: (.*)$", text, flags=re.MULTILINE)
-            raise SimulationError(
-                f"the potential failed inside OpenMM: {message[-1] if message else text.strip()}"
-            ) from error
+            found = re.findall(r"^(?:builtins\.)?RuntimeError: (?:egnn_md: )?(.*)$", text, flags=re.MULTILINE)
+            message = found[-1] if found else text.strip()
+            raise SimulationError(f"the potential failed inside OpenMM: {message}") from error
         raise

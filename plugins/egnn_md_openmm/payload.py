@@ -24,9 +24,7 @@ class ScriptedPotential(Potential):
         cutoff, elements, long_range: attributes of the contract (scripting loses an empty list).
     """
 
-    def __init__(
-        self, module: torch.jit.ScriptModule, cutoff: float, elements: list[int], *, long_range: bool
-    ) -> None:
+    def __init__(self, module: torch.jit.ScriptModule, cutoff: float, elements: list[int], *, long_range: bool) -> None:
         super().__init__(cutoff, elements, long_range=long_range)
         self.module = module
 
@@ -78,9 +76,7 @@ def model_from_bytes(stored: dict[str, Any], dtype: torch.dtype) -> Potential:
     if stored["form"] == "torchscript":
         with quiet_torchscript():
             module = torch.jit.load(io.BytesIO(stored["content"]), map_location="cpu")
-        model = ScriptedPotential(
-            module, stored["cutoff"], stored["elements"], long_range=stored["long_range"]
-        )
+        model = ScriptedPotential(module, stored["cutoff"], stored["elements"], long_range=stored["long_range"])
     else:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.safetensors"

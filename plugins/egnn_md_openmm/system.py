@@ -66,9 +66,7 @@ def resolve_model(model: Any) -> Source:
             )
         return Source(potential=model)
     if not isinstance(model, str | Path):
-        raise InputError(
-            f"a model is a potential, the name of a shipped model or a path, not {type(model).__name__}"
-        )
+        raise InputError(f"a model is a potential, the name of a shipped model or a path, not {type(model).__name__}")
     path = Path(model)
     if is_archive(path) or path.suffix in (".pt", ".pth", ".ptc"):
         return Source(path=path, info=read_artefact(path))
@@ -130,8 +128,7 @@ def add_potential(
         check_artefact(source.info, source.path, topology, chosen, repeats)
         if dtype is not None and str(dtype).removeprefix("torch.") != source.info.dtype:
             raise ExportError(
-                f"{source.path} was exported in {source.info.dtype}, not {dtype}; "
-                "leave dtype out or export it again"
+                f"{source.path} was exported in {source.info.dtype}, not {dtype}; leave dtype out or export it again"
             )
     else:
         from egnn_md.export.torchscript import check_known
@@ -203,18 +200,14 @@ def _python_force(
     model: Any
     if source.info is not None and source.path is not None:
         info = source.info
-        model = ScriptedPotential(
-            load_module(source.path).potential, info.cutoff, [], long_range=info.long_range
-        )
+        model = ScriptedPotential(load_module(source.path).potential, info.cutoff, [], long_range=info.long_range)
         atoms, numbers, kind = info.atoms, info.numbers, resolve_dtype(info.dtype)
     else:
         everyone = atomic_numbers(topology)
         numbers = everyone if atoms is None else [everyone[i] for i in atoms]
         kind = resolve_dtype(dtype)
         model = prepare(source.potential, kind)  # type: ignore[arg-type]
-    callback = PotentialCallback(
-        model, numbers, atoms=atoms, periodic=periodic, device=device, dtype=kind, skin=skin
-    )
+    callback = PotentialCallback(model, numbers, atoms=atoms, periodic=periodic, device=device, dtype=kind, skin=skin)
     force = force_class(callback)
     force.callback = callback
     return force

@@ -89,9 +89,7 @@ def resolve_periodic(system: openmm.System, topology: app.Topology, periodic: bo
     if periodic is None:
         return repeats
     if periodic and not repeats and system.getNumParticles():
-        raise InputError(
-            "periodic=True, but the topology has no box; call topology.setPeriodicBoxVectors(...) first"
-        )
+        raise InputError("periodic=True, but the topology has no box; call topology.setPeriodicBoxVectors(...) first")
     return bool(periodic)
 
 

@@ -1,4 +1,4 @@
-"""Make the starting boxes that ship with the water model: ``python -m egnn_md_systems.water.make_structures``.
+"""Make the shipped starting boxes: ``python -m egnn_md_systems.water.make_structures``.
 
 The force field only has to hand over an equilibrated liquid; the trained potential relaxes the rest.
 OpenMM's dynamics is chaotic, so another processor gives another, equally good box from the same seed.

@@ -87,9 +87,7 @@ def eager(
     return float(result["energy"]) * KJ_PER_MOL_PER_EV, forces
 
 
-def topology(
-    symbols: list[str], box: np.ndarray | None, *, per_residue: int = 1, bonded: bool = False
-) -> Any:
+def topology(symbols: list[str], box: np.ndarray | None, *, per_residue: int = 1, bonded: bool = False) -> Any:
     """OpenMM topology; ``bonded`` joins the first atom of every residue to its others."""
     from openmm import Vec3, app, unit
 
@@ -114,9 +112,7 @@ def water_topology(count: int, box: np.ndarray | None) -> Any:
     return topology(["O", "H", "H"] * count, box, per_residue=3, bonded=True)
 
 
-def make_context(
-    system: Any, positions: np.ndarray, platform: str = "Reference", integrator: Any = None
-) -> Any:
+def make_context(system: Any, positions: np.ndarray, platform: str = "Reference", integrator: Any = None) -> Any:
     """A context at ``positions`` (nm)."""
     import openmm
 

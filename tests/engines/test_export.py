@@ -102,7 +102,7 @@ def test_box_is_read_at_every_call(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("boundary", ["open", "triclinic"])
 def test_far_from_the_origin_float32_keeps_its_digits(tmp_path: Path, boundary: str) -> None:
-    """A thousand cells (or 1 µm) away, float32 coordinates alone would resolve 1e-3 Å and miss by percents."""
+    """A thousand cells (or 1 µm) away, float32 coordinates alone resolve 1e-3 Å: percents of a force."""
     box = BOXES[boundary]
     model = network()
     path = tmp_path / "model.pt"
@@ -265,9 +265,7 @@ class NotScriptable(Potential):
         (NotScriptable(), "cannot be scripted"),
     ],
 )
-def test_a_wrong_module_is_refused_and_the_old_file_stays(
-    tmp_path: Path, model: Potential, words: str
-) -> None:
+def test_a_wrong_module_is_refused_and_the_old_file_stays(tmp_path: Path, model: Potential, words: str) -> None:
     path = tmp_path / "model.pt"
     path.write_bytes(b"the old file")
     with pytest.raises(ExportError, match=words):
@@ -348,3 +346,19 @@ def test_wrong_number_of_particles_at_run_time(tmp_path: Path) -> None:
     export_torchscript(LennardJones(), tmp_path / "m.pt", [18, 18], periodic=False)
     with pytest.raises(torch.jit.Error, match="exported for 2 particles"):
         load_module(tmp_path / "m.pt")(torch.zeros(3, 3))
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_broken_input_at_run_time(tmp_path: Path, broken: float) -> None:
+    export_torchscript(LennardJones(), tmp_path / "m.pt", [0, 18, 18], periodic=True, atoms=[1, 2])
+    module = load_module(tmp_path / "m.pt")
+    positions = torch.rand(3, 3, dtype=torch.float64)
+    positions[0] = broken  # nobody looks at this one
+    assert torch.isfinite(module(positions, torch.eye(3)))
+    with pytest.raises(torch.jit.Error, match="the box spans no volume"):
+        module(positions, torch.ones(3, 3))
+    with pytest.raises(torch.jit.Error, match="the box spans no volume or is not finite"):
+        module(positions, torch.eye(3) * broken)
+    positions[2, 1] = broken
+    with pytest.raises(torch.jit.Error, match="position of atom 2 is not finite"):
+        module(positions, torch.eye(3))

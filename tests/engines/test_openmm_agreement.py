@@ -134,9 +134,7 @@ def test_periodic_can_be_switched_off() -> None:
     box = BOXES["periodic"]
     model = network("float64")
     positions = water_positions(WATERS, box)
-    system = create_system(
-        water_topology(WATERS, box), model, implementation="python", periodic=False, dtype="float64"
-    )
+    system = create_system(water_topology(WATERS, box), model, implementation="python", periodic=False, dtype="float64")
     assert not system.usesPeriodicBoundaryConditions()
     expected = eager(model, NUMBERS, positions, None, "float64")
     assert_same(energy_and_forces(make_context(system, positions)), expected, "float64")
@@ -148,18 +146,17 @@ def test_openmm_ml_mixed_system(implementation: str) -> None:
     openmmml = pytest.importorskip("openmmml")
     from openmm import app
 
-    box = np.eye(3) * 2.0
-    positions = water_positions(WATERS, box)
-    topology = water_topology(WATERS, box)
+    # open, since OpenMM-ML interpolates with plain Coulomb terms, which a cutoff's reaction field is not
+    positions = water_positions(WATERS, None)
+    topology = water_topology(WATERS, None)
     model = network("float64")
     chosen = list(range(6))
-    mm = app.ForceField("tip3p.xml").createSystem(topology, nonbondedMethod=app.CutoffPeriodic,
-        nonbondedCutoff=0.9, rigidWater=False)  # fmt: skip
+    mm = app.ForceField("tip3p.xml").createSystem(topology, nonbondedMethod=app.NoCutoff, rigidWater=False)
     potential = openmmml.MLPotential("fastegnn", modelPath=model, precision="double")
     mixed = potential.createMixedSystem(
         topology, mm, chosen, removeConstraints=True, forceGroup=5, implementation=implementation
     )
-    expected = eager(model, [NUMBERS[i] for i in chosen], positions[chosen], box, "float64")
+    expected = eager(model, [NUMBERS[i] for i in chosen], positions[chosen], None, "float64")
     context = make_context(mixed, positions)
     energy, forces = energy_and_forces(context, groups=1 << 5)
     assert_same((energy, forces[chosen]), expected, "float64")
@@ -172,8 +169,7 @@ def test_openmm_ml_mixed_system(implementation: str) -> None:
         context.setParameter("lambda_interpolate", share)
         found, found_forces = energy_and_forces(context)
         wanted = share * (energy + mm_rest) + (1 - share) * full_mm
-        # OpenMM-ML writes the force field's own share of the subset as other forces, in single precision
-        # constants; ours is a part of the sum
+        # OpenMM-ML has Coulomb's constant with nine digits; its bonded terms inside the subset are copies
         assert found == pytest.approx(wanted, rel=1e-6), share
         wanted_forces = share * (forces + mm_forces) + (1 - share) * full_mm_forces
         assert np.abs(found_forces - wanted_forces).max() <= 1e-5 * np.abs(wanted_forces).max(), share
@@ -185,9 +181,7 @@ def test_openmm_ml_options() -> None:
     topology = water_topology(2, None)
     potential = openmmml.MLPotential("fastegnn", modelPath=network(), implementation="python")
     assert type(potential.createSystem(topology).getForce(0)) is openmm.PythonForce
-    assert (
-        type(potential.createSystem(topology, implementation="torch").getForce(0)) is not openmm.PythonForce
-    )
+    assert type(potential.createSystem(topology, implementation="torch").getForce(0)) is not openmm.PythonForce
     for channels in (0, 2):
         local = openmmml.MLPotential("fastegnn", modelPath=network(virtual_nodes=channels))
         assert local._impl.getMLLongRange() is (channels > 0)

@@ -75,9 +75,7 @@ for candidate in (system, again):
         ("python", "network", "load_system"),
     ],
 )
-def test_serialised_system_runs_in_a_fresh_process(
-    tmp_path: Path, implementation: str, kind: str, how: str
-) -> None:
+def test_serialised_system_runs_in_a_fresh_process(tmp_path: Path, implementation: str, kind: str, how: str) -> None:
     """The model travels inside the XML: no path, no object of this process. ``bare`` is OpenMM alone."""
     box = BOXES["triclinic"]
     assert box is not None
@@ -139,9 +137,7 @@ def test_load_system_refuses_what_is_no_system(tmp_path: Path) -> None:
 
 BAROSTATS = {
     "isotropic": lambda: openmm.MonteCarloBarostat(1.0, 100.0, 1),
-    "anisotropic": lambda: openmm.MonteCarloAnisotropicBarostat(
-        openmm.Vec3(1.0, 1.0, 1.0), 100.0, True, True, True, 1
-    ),
+    "anisotropic": lambda: openmm.MonteCarloAnisotropicBarostat(openmm.Vec3(1.0, 1.0, 1.0), 100.0, True, True, True, 1),
     "flexible": lambda: openmm.MonteCarloFlexibleBarostat(1.0, 100.0, 1),
 }
 
@@ -149,7 +145,7 @@ BAROSTATS = {
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("barostat", BAROSTATS)
 def test_barostat_moves_the_box_and_the_energy_follows(barostat: str, implementation: str) -> None:
-    """In the box that the barostat made, not in the one of the export, energy and forces are the eager ones."""
+    """In the box that the barostat made, and not in the one of the topology, the eager numbers come out."""
     box = np.diag(np.diag(ARGON_BOX)) if barostat == "anisotropic" else ARGON_BOX
     system, _, positions, model = argon(implementation, box)
     move = BAROSTATS[barostat]()
@@ -192,7 +188,7 @@ def test_minimisation_and_constant_temperature(implementation: str) -> None:
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_energy_is_conserved(implementation: str) -> None:
-    """Forces that lag behind the positions (a stale list, a wrong sign of a shift) would show here at once."""
+    """Forces that lag behind the positions (a stale list, a shift of the wrong sign) would show here."""
     system, _, positions, _ = argon(implementation)
     integrator = openmm.VerletIntegrator(0.002)
     context = make_context(system, positions, "Reference", integrator)
@@ -236,9 +232,7 @@ def test_molecules_add_no_energy() -> None:
     top = water_topology(WATERS, box)
     with_bonds, without = (
         energy_and_forces(
-            make_context(
-                create_system(top, network(), implementation="python", molecules=molecules), positions
-            )
+            make_context(create_system(top, network(), implementation="python", molecules=molecules), positions)
         )
         for molecules in (True, False)
     )

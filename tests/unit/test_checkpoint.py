@@ -13,7 +13,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from egnn_md import FastEGNN, FastEGNNConfig, FastEGNNPotential, ModelCard, PotentialConfig, load_model, save_model
+from egnn_md import (
+    FastEGNN,
+    FastEGNNConfig,
+    FastEGNNPotential,
+    ModelCard,
+    PotentialConfig,
+    load_model,
+    save_model,
+)
 from egnn_md.checkpoint import HEADER_KEY, import_authors_checkpoint, model_digest, read_header
 from egnn_md.errors import InputError, ModelFileError, UnsafeFileError
 from egnn_md.models import LennardJones
@@ -135,7 +143,7 @@ def test_pickles_are_not_opened(tmp_path: Path) -> None:
     for path in (plain, zipped):
         with pytest.raises(UnsafeFileError):
             load_model(path)
-    with pytest.raises(UnsafeFileError, match="asks for '(getattr|.*write_text|.*Path)"):
+    with pytest.raises(UnsafeFileError, match=r"asks for '(getattr|.*write_text|.*Path)"):
         import_authors_checkpoint(zipped)
     assert not fuse.exists()
 

@@ -48,7 +48,14 @@ def tiny(directory: Path, **changes: Any) -> TrainConfig:
         write_labels(labels, argon(18))
     content: dict[str, Any] = {
         "data": {"train": [str(labels)], "valid_fraction": 0.2, "group_by": "run"},
-        "model": {"cutoff": 5.0, "hidden": 8, "layers": 2, "virtual_nodes": 1, "vector_channels": 2, "basis": 4},
+        "model": {
+            "cutoff": 5.0,
+            "hidden": 8,
+            "layers": 2,
+            "virtual_nodes": 1,
+            "vector_channels": 2,
+            "basis": 4,
+        },
         "optimizer": {"lr": 1e-2, "weight_decay": 1e-3},
         "schedule": {"warmup_steps": 3},
         "ema_decay": 0.9,
