@@ -1,11 +1,34 @@
-"""Fast equivariant networks with virtual nodes (FastEGNN, arXiv 2506.19482) inside ASE and OpenMM."""
+"""Fast equivariant networks with virtual nodes (FastEGNN, arXiv 2506.19482) inside ASE and OpenMM.
 
-from egnn_md.checkpoint import ModelCard, import_authors_checkpoint, load_model, save_model
-from egnn_md.export import export_torchscript
-from egnn_md.graph import ParticleGraph
-from egnn_md.models.potential import FastEGNNPotential, PotentialConfig
-from egnn_md.neighbors import neighbor_list
-from egnn_md.nn.fast_egnn import FastEGNN, FastEGNNConfig
+Names are imported when they are first used, so that a labelling process or ``egnn-md --help`` does not load torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from egnn_md.checkpoint import ModelCard, import_authors_checkpoint, load_model, save_model
+    from egnn_md.export import export_torchscript
+    from egnn_md.graph import ParticleGraph
+    from egnn_md.models.potential import FastEGNNPotential, PotentialConfig
+    from egnn_md.neighbors import neighbor_list
+    from egnn_md.nn.fast_egnn import FastEGNN, FastEGNNConfig
+
+_HOMES = {
+    "FastEGNN": "egnn_md.nn.fast_egnn",
+    "FastEGNNConfig": "egnn_md.nn.fast_egnn",
+    "FastEGNNPotential": "egnn_md.models.potential",
+    "ModelCard": "egnn_md.checkpoint",
+    "ParticleGraph": "egnn_md.graph",
+    "PotentialConfig": "egnn_md.models.potential",
+    "export_torchscript": "egnn_md.export",
+    "import_authors_checkpoint": "egnn_md.checkpoint",
+    "load_model": "egnn_md.checkpoint",
+    "neighbor_list": "egnn_md.neighbors",
+    "save_model": "egnn_md.checkpoint",
+}
 
 __all__ = [
     "FastEGNN",
@@ -20,3 +43,13 @@ __all__ = [
     "neighbor_list",
     "save_model",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

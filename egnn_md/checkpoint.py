@@ -379,5 +379,5 @@ def import_authors_checkpoint(
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise ModelFileError(f"{path}: the weights do not fit FastEGNN: {error}") from error
-    model.authors_config = authors_config  # type: ignore[assignment]
+    model.authors_config = authors_config
     return model.eval()

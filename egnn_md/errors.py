@@ -37,5 +37,13 @@ class LabellingError(EgnnMdError):
     """A reference calculation failed, or a label file does not belong to this request."""
 
 
+class TrainingError(EgnnMdError):
+    """Training broke down (a loss that is not finite); the last checkpoint is from before."""
+
+
+class OutputError(EgnnMdError):
+    """Results could not be written (a full disk, a quota, no permission); what was written is kept."""
+
+
 class SimulationError(EgnnMdError):
     """A run stopped because its physics broke (NaN force, runaway atom); all earlier frames are on disk."""

@@ -27,33 +27,33 @@ def command(
         typer.Argument(help="PDB, extended XYZ, or any structure file that mdtraj or ASE reads.", show_default=False),
     ] = None,
     output: Annotated[Path | None, _option("Run directory. Required.", _OUTPUT)] = None,
-    model: Annotated[str | None, _option("Name or path of a model. [default: water]", _ENGINE)] = None,
-    engine: Annotated[str | None, _option("openmm or ase. [default: openmm]", _ENGINE)] = None,
+    model: Annotated[str | None, _option("Name or path of a model. (default: water)", _ENGINE)] = None,
+    engine: Annotated[str | None, _option("openmm or ase. (default: openmm)", _ENGINE)] = None,
     platform: Annotated[
-        str | None, _option("OpenMM platform: Reference, CPU, CUDA, OpenCL. [default: by --device]", _ENGINE)
+        str | None, _option("OpenMM platform: Reference, CPU, CUDA, OpenCL. (default: by --device)", _ENGINE)
     ] = None,
-    device: Annotated[str | None, _option("Torch device: cpu, cuda, cuda:1. [default: cpu]", _ENGINE)] = None,
-    dtype: Annotated[str | None, _option("float32 or float64. [default: float32]", _ENGINE)] = None,
+    device: Annotated[str | None, _option("Torch device: cpu, cuda, cuda:1. (default: cpu)", _ENGINE)] = None,
+    dtype: Annotated[str | None, _option("float32 or float64. (default: float32)", _ENGINE)] = None,
     implementation: Annotated[
         str | None,
-        _option("torch (TorchForce) or python (PythonForce), with OpenMM. [default: torch]", _ENGINE),
+        _option("torch (TorchForce) or python (PythonForce), with OpenMM. (default: torch)", _ENGINE),
     ] = None,
-    ensemble: Annotated[str | None, _option("nve, nvt or npt. [default: nvt]", _RUN)] = None,
+    ensemble: Annotated[str | None, _option("nve, nvt or npt. (default: nvt)", _RUN)] = None,
     steps: Annotated[
         int | None, _option("Number of time steps, counted from the start of the run. Required.", _RUN)
     ] = None,
-    timestep: Annotated[float | None, _option("Time step in fs. [default: 0.5]", _RUN)] = None,
+    timestep: Annotated[float | None, _option("Time step in fs. (default: 0.5)", _RUN)] = None,
     temperature: Annotated[
-        float | None, _option("K, of the first velocities and the thermostat. [default: 300]", _RUN)
+        float | None, _option("K, of the first velocities and the thermostat. (default: 300)", _RUN)
     ] = None,
-    pressure: Annotated[float | None, _option("bar, with npt. [default: 1]", _RUN)] = None,
+    pressure: Annotated[float | None, _option("bar, with npt. (default: 1)", _RUN)] = None,
     friction: Annotated[
-        float | None, _option("Langevin friction in 1/ps, with nvt and npt. [default: 1]", _RUN)
+        float | None, _option("Langevin friction in 1/ps, with nvt and npt. (default: 1)", _RUN)
     ] = None,
-    seed: Annotated[int | None, _option("Of velocities, thermostat and barostat. [default: 0]", _RUN)] = None,
+    seed: Annotated[int | None, _option("Of velocities, thermostat and barostat. (default: 0)", _RUN)] = None,
     max_temperature: Annotated[
         float | None,
-        _option("K above which the run stops as exploded. [default: 5 times --temperature]", _RUN),
+        _option("K above which the run stops as exploded. (default: 5 times --temperature)", _RUN),
     ] = None,
     topology: Annotated[
         str | None, _option("File with the residues and bonds of STRUCTURE, if its own has none.", _START)
@@ -62,14 +62,14 @@ def command(
         bool | None,
         typer.Option(
             "--minimize/--no-minimize",
-            help="Relax the structure first. [default: yes, but no with --continue-from]",
+            help="Relax the structure first. (default: yes, but no with --continue-from)",
             rich_help_panel=_START,
             show_default=False,
         ),
     ] = None,
-    minimize_steps: Annotated[int | None, _option("Most iterations of the minimiser. [default: 200]", _START)] = None,
+    minimize_steps: Annotated[int | None, _option("Most iterations of the minimiser. (default: 200)", _START)] = None,
     minimize_force: Annotated[
-        float | None, _option("eV/Å; the minimiser stops when no force is larger. [default: 0.05]", _START)
+        float | None, _option("eV/Å; the minimiser stops when no force is larger. (default: 0.05)", _START)
     ] = None,
     continue_from: Annotated[
         Path | None, _option("Start with the last positions, velocities and cell of another run.", _START)
@@ -81,13 +81,13 @@ def command(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a run that is in --output.", rich_help_panel=_START)
     ] = False,
-    trajectory: Annotated[str | None, _option("dcd, xtc or extxyz. [default: dcd]", _OUTPUT)] = None,
-    frame_interval: Annotated[int | None, _option("Steps between frames. [default: 100]", _OUTPUT)] = None,
-    log_interval: Annotated[int | None, _option("Steps between rows of log.csv. [default: 20]", _OUTPUT)] = None,
-    checkpoint_interval: Annotated[int | None, _option("Steps between checkpoints. [default: 1000]", _OUTPUT)] = None,
+    trajectory: Annotated[str | None, _option("dcd, xtc or extxyz. (default: dcd)", _OUTPUT)] = None,
+    frame_interval: Annotated[int | None, _option("Steps between frames. (default: 100)", _OUTPUT)] = None,
+    log_interval: Annotated[int | None, _option("Steps between rows of log.csv. (default: 20)", _OUTPUT)] = None,
+    checkpoint_interval: Annotated[int | None, _option("Steps between checkpoints. (default: 1000)", _OUTPUT)] = None,
     check_interval: Annotated[
         int | None,
-        _option("Steps between looks of the guards against NaN and runaway atoms. [default: 10]", _OUTPUT),
+        _option("Steps between looks of the guards against NaN and runaway atoms. (default: 10)", _OUTPUT),
     ] = None,
 ) -> None:
     """Run molecular dynamics with a trained potential.

@@ -17,7 +17,7 @@ def command(
     runs: Annotated[list[Path], typer.Argument(help="Run directories; several become sections of one page.")],
     output: Annotated[
         Path | None,
-        typer.Option(help="HTML file. [default: report.html in the run, or beside several]", show_default=False),
+        typer.Option(help="HTML file. (default: report.html in the run, or beside several)", show_default=False),
     ] = None,
     title: Annotated[str | None, typer.Option(help="Heading of the page.", show_default=False)] = None,
 ) -> None:

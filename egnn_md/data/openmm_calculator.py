@@ -190,6 +190,7 @@ class OpenMMForceField(Calculator):
 
         super().calculate(atoms, properties, system_changes)
         structure = self.atoms
+        assert structure is not None
         periodic = bool(structure.pbc.all())
         if not periodic and bool(structure.pbc.any()):
             raise InputError(f"pbc = {structure.pbc.tolist()}: OpenMM knows full periodicity or none")

@@ -14,12 +14,14 @@ import ase.io
 import numpy as np
 import torch
 from ase import Atoms
+from ase.io.formats import open_with_compression
 
 from egnn_md.data.frames import scan_frames
 from egnn_md.errors import InputError
 from egnn_md.graph import ParticleGraph, check_structure
 from egnn_md.neighbors import neighbor_list
 
+COMPRESSED = (".gz", ".bz2", ".xz")
 XYZ_SUFFIXES = (".extxyz", ".xyz")
 
 
@@ -154,6 +156,11 @@ def read_frames(path: str | Path) -> list[Atoms]:
                     stacklevel=2,
                 )
             frames = list(ase.io.iread(StringIO(text), index=":", format="extxyz")) if text else []
+        elif path.suffix.lower() in COMPRESSED and Path(path.stem).suffix.lower() in XYZ_SUFFIXES:
+            # unpacked at once: ASE's reader seeks from frame to frame, and every seek would unpack anew
+            with open_with_compression(str(path), "rb") as file:
+                text = file.read().decode()
+            frames = list(ase.io.iread(StringIO(text), index=":", format="extxyz"))
         else:
             frames = list(ase.io.iread(path, index=":"))
     except InputError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -99,34 +100,33 @@ def _pictures(folder: Path, runs: list[LoadedRun], drawn: list[list[Chart]]) -> 
     return found
 
 
-def _number(value: float | None, error: float | None, unit: str, digits: int) -> str:
-    if value is None:
-        return "–"
+def _with_error(value: float, error: float, digits: int) -> str:
     text = f"{value:.{digits}f}"
-    if error is not None and error == error:
-        text += f" ± {error:.{digits}f}"
-    return f"{text} {unit}".strip()
+    return text if math.isnan(error) else f"{text} ± {error:.{digits}f}"
 
 
-def _cards(run: LoadedRun, numbers: Numbers) -> list[tuple[str, str]]:
+def _cards(run: LoadedRun, numbers: Numbers) -> list[tuple[str, str, str]]:
+    """Name, value and unit of the numbers at the top of a section."""
     log = run.log
     cards = [
-        ("Length", f"{log['time_ps'][-1]:g} ps"),
-        ("Steps", f"{int(log['step'][-1]):,} of {run.request.timestep:g} fs"),
+        ("Length", f"{log['time_ps'][-1]:g}", "ps"),
+        ("Steps", f"{int(log['step'][-1]):,}", f"of {run.request.timestep:g} fs"),
     ]
     if numbers.temperature is not None:
-        cards.append(("Temperature", _number(numbers.temperature.value, numbers.temperature.error, "K", 1)))
+        mean = numbers.temperature
+        cards.append(("Temperature", _with_error(mean.value, mean.error, 1), "K"))
     if numbers.drift is not None:
         fit = numbers.drift
-        cards.append(("Energy drift", _number(fit.slope, fit.error, "meV/atom/ps", 4)))
-        cards.append(("Energy scatter", f"{fit.scatter:.3g} meV/atom"))
+        cards.append(("Energy drift", _with_error(fit.slope, fit.error, 4), "meV/atom/ps"))
+        cards.append(("Energy scatter", f"{fit.scatter:.3g}", "meV/atom"))
     if numbers.density is not None:
-        cards.append(("Density", _number(numbers.density.value, numbers.density.error, "g/cm³", 4)))
+        mean = numbers.density
+        cards.append(("Density", _with_error(mean.value, mean.error, 4), "g/cm³"))
     if numbers.speed is not None:
-        cards.append(("Speed", f"{numbers.speed:.3g} ns/day"))
+        cards.append(("Speed", f"{numbers.speed:.3g}", "ns/day"))
     for pair in numbers.pairs[:1]:
         if pair.peak is not None and pair.normalised:
-            cards.append((f"First {pair.name} peak", f"{pair.peak[1]:.2f} at {pair.peak[0]:.2f} Å"))
+            cards.append((f"First {pair.name} peak", f"{pair.peak[1]:.2f}", f"at {pair.peak[0]:.2f} Å"))
     return cards
 
 

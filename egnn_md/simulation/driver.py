@@ -11,9 +11,8 @@ from typing import Any
 
 from rich.console import Console
 
-from egnn_md.errors import SimulationError
+from egnn_md.errors import OutputError, SimulationError
 from egnn_md.simulation.engine import Engine, EngineError, EngineFactory, Observation
-from egnn_md.simulation.files import OutputError
 from egnn_md.simulation.guards import GuardError, Guards, Instant
 from egnn_md.simulation.interrupts import Interrupts
 from egnn_md.simulation.mechanics import kinetic_energy, temperature
@@ -249,6 +248,7 @@ class _Loop:
     def _fail(self, error: GuardError | EngineError) -> SimulationError:
         """Find the exact step by going through the last stretch again, and keep its frames."""
         step, seen, state = self.good
+        located: GuardError | None
         if isinstance(error, GuardError) and error.step <= step:  # the first state is already unsound
             located, frames = error, [(step, seen)]
         else:

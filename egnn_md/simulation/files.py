@@ -10,11 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from egnn_md.errors import EgnnMdError, InputError
-
-
-class OutputError(EgnnMdError):
-    """Results could not be written (a full disk, a quota, no permission); what was written is kept."""
+from egnn_md.errors import InputError, OutputError
 
 
 @contextmanager

@@ -13,8 +13,8 @@ from typing import Any, Self
 
 import numpy as np
 
-from egnn_md.errors import InputError
-from egnn_md.simulation.files import OutputError, write_atomic, write_json, writing
+from egnn_md.errors import InputError, OutputError
+from egnn_md.simulation.files import write_atomic, write_json, writing
 from egnn_md.simulation.request import MDRequest
 
 FORMAT = 1  # of run.json and the checkpoint

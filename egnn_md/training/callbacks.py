@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,10 +31,7 @@ VALID_COLUMNS = (
 
 def validation_loss(errors: dict[str, float], settings: LossSection) -> float:
     """The squared training loss, from measured errors (meV/atom, meV/Å; the stress is left out)."""
-    return (
-        settings.energy * (errors["energy_rmse"] / 1e3) ** 2
-        + settings.forces * (errors["force_rmse"] / 1e3) ** 2
-    )
+    return settings.energy * (errors["energy_rmse"] / 1e3) ** 2 + settings.forces * (errors["force_rmse"] / 1e3) ** 2
 
 
 class Bookkeeper(Checkpoint):
@@ -220,3 +219,39 @@ class ProgressReport(Callback):
             highlight=False,
             soft_wrap=True,
         )
+
+
+class StopOnSignals(Callback):
+    """SIGINT and SIGTERM end the run after the current step, with a checkpoint; a second SIGINT at once.
+
+    Set when the steps begin, after Lightning set its own handlers, which would end the process instead.
+    """
+
+    def __init__(self) -> None:
+        self.before: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the signals (only a process's main thread can)."""
+        assert isinstance(pl_module, PotentialModule)
+        if threading.current_thread() is not threading.main_thread():
+            return
+
+        def stop(number: int, frame: Any) -> None:
+            if pl_module.stop_requested and number == signal.SIGINT:
+                raise KeyboardInterrupt
+            pl_module.stop_requested = True
+
+        self.before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give them back."""
+        self._restore()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Give them back."""
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+        self.before = {}

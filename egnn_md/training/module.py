@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from egnn_md.errors import EgnnMdError
+from egnn_md.errors import TrainingError
 from egnn_md.graph import ParticleGraph
 from egnn_md.models import Potential, evaluate
 from egnn_md.training.config import TrainConfig
@@ -22,10 +22,6 @@ from egnn_md.training.schedule import CosineSchedule
 
 STATE_KEY = "egnn_md"
 STATE_VERSION = 1
-
-
-class TrainingError(EgnnMdError):
-    """Training broke down (a loss that is not finite); the last checkpoint is from before."""
 
 
 def moving_average(decay: float) -> Any:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import signal
-import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,7 +23,7 @@ from egnn_md.errors import ConfigError
 from egnn_md.models import FastEGNNPotential
 from egnn_md.models.evaluate import check_elements
 from egnn_md.training.build import build_potential, check_model_section, cutoff_of, starting_model
-from egnn_md.training.callbacks import CHECKPOINT_NAME, Bookkeeper, ProgressReport
+from egnn_md.training.callbacks import CHECKPOINT_NAME, Bookkeeper, ProgressReport, StopOnSignals
 from egnn_md.training.config import RUNTIME_KEYS, TrainConfig
 from egnn_md.training.config_file import apply_overrides, read_yaml, validate
 from egnn_md.training.data import TrainingData, load_data
@@ -87,8 +85,7 @@ def train(config: TrainConfig, *, resume: bool = False, console: Console | None 
     checkpoint = directory / CHECKPOINT_NAME
     if checkpoint.exists() and not resume:
         raise ConfigError(
-            f"output = {config.output!r} holds a run already; continue it with --resume, or choose another "
-            "directory"
+            f"output = {config.output!r} holds a run already; continue it with --resume, or choose another directory"
         )
     state = _read_checkpoint(checkpoint) if checkpoint.exists() else None
     dtype = DTYPES[config.precision]
@@ -97,9 +94,7 @@ def train(config: TrainConfig, *, resume: bool = False, console: Console | None 
         data = load_data(config.data, cutoff_of(config.model, start), dtype)
         statistics = dataset_statistics(data.train.graphs)
         _describe(data, statistics, console)
-        potential = build_potential(
-            config.model, statistics, start, data.train.graphs, seed=config.seed, dtype=dtype
-        )
+        potential = build_potential(config.model, statistics, start, data.train.graphs, seed=config.seed, dtype=dtype)
         for part in (data.train, data.valid, data.test):
             for graph in part.graphs:
                 check_elements(potential, graph.species)
@@ -148,7 +143,7 @@ def _fit(
             (config.checkpoint_every, config.validate_every),
             lambda: trainer.global_step,
         )
-        with _graceful_stop(module, console):
+        with _quiet():
             trainer.fit(
                 module,
                 train_dataloaders=stream,
@@ -211,9 +206,7 @@ def _schedule(config: TrainConfig, structures: int) -> CosineSchedule:
     )
 
 
-def _make_trainer(
-    config: TrainConfig, bookkeeper: Bookkeeper, console: Console, resume_at: int | None
-) -> Trainer:
+def _make_trainer(config: TrainConfig, bookkeeper: Bookkeeper, console: Console, resume_at: int | None) -> Trainer:
     loggers: list[Logger] = []
     if config.tensorboard:
         loggers.append(
@@ -235,7 +228,7 @@ def _make_trainer(
             max_epochs=-1,
             min_epochs=0,
             logger=loggers,
-            callbacks=[ProgressReport(bookkeeper, console), bookkeeper],
+            callbacks=[ProgressReport(bookkeeper, console), StopOnSignals(), bookkeeper],
             limit_val_batches=0,
             num_sanity_val_steps=0,
             gradient_clip_val=config.clip_norm,
@@ -317,25 +310,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-
-@contextmanager
-def _graceful_stop(module: PotentialModule, console: Console) -> Iterator[None]:
-    """SIGINT and SIGTERM end the run after the current step, with a checkpoint; a second SIGINT at once."""
-    if threading.current_thread() is not threading.main_thread():
-        with _quiet():
-            yield
-        return
-
-    def stop(number: int, frame: Any) -> None:
-        if module.stop_requested and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        module.stop_requested = True
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        with _quiet():
-            yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -87,6 +87,15 @@ class FastEGNNCalculator(Calculator):
         """How often the neighbour list was used and how often it had to be made, since this object exists."""
         return self._neighbors.statistics
 
+    def forget(self) -> None:
+        """Drop results and neighbour list, so that the next call depends on the atoms alone.
+
+        The order of a list's pairs decides how sums are rounded; a run that is to be repeated bit by bit from a
+        checkpoint starts from a list made there.
+        """
+        self.reset()
+        self._neighbors.reset()
+
     @property
     def card(self) -> Any:
         """The model's card (units, teacher, limits, measured errors); None for a model without one."""

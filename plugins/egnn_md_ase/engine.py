@@ -170,11 +170,8 @@ class ASEEngine:
         self.dynamics.p_eps = momentum  # type: ignore[attr-defined]
 
     def _forget_forces(self) -> None:
-        calculator = self.atoms.calc
-        calculator.reset()
-        neighbors = getattr(calculator, "_neighbors", None)
-        if neighbors is not None:  # the order of its pairs decides how sums are rounded
-            neighbors.reset()
+        """Let forces depend on the positions alone, so that a run resumed here is the same bit by bit."""
+        self.atoms.calc.forget()
 
 
 def run_md(

@@ -167,7 +167,7 @@ def _write(path: Path, atoms: ase.Atoms) -> str:
 def test_barostats_agree_on_an_almost_ideal_gas(tmp_path: Path) -> None:
     """<V> = (N + 1) k T / p for ideal particles: sqrt(<V²> - <V>²) = <V> / sqrt(N + 1)."""
     rng = np.random.default_rng(3)
-    atoms = ase.Atoms("He64", rng.random((64, 3)) * 34, cell=[34, 34, 34], pbc=True)
+    atoms = ase.Atoms("He64", rng.random((64, 3)) * 30, cell=[30, 30, 30], pbc=True)
     structure = _write(tmp_path / "gas.extxyz", atoms)
     model = LennardJones(1e-12, 0.1, 1.0)
     expected = 65 * BOLTZMANN_EV_PER_K * 300 * BAR_PER_EV_PER_CUBIC_ANGSTROM / 100.0
@@ -181,7 +181,7 @@ def test_barostats_agree_on_an_almost_ideal_gas(tmp_path: Path) -> None:
         log = read_log(tmp_path / engine / "log.csv")
         settled = log["volume_A3"][80:]
         assert settled.mean() == pytest.approx(expected, rel=0.06)
-        assert settled.std() == pytest.approx(expected / np.sqrt(65), rel=0.2)
+        assert settled.std() == pytest.approx(expected / np.sqrt(65), rel=0.25)
         assert log["temperature_K"][80:].mean() == pytest.approx(300, rel=0.02)
 
 

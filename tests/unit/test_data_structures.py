@@ -74,7 +74,7 @@ def test_structures_that_cannot_be_used() -> None:
     with pytest.raises(InputError, match="coincide"):
         graph_from_atoms(atoms, 3.0)
     atoms.positions[1, 2] = np.inf
-    with pytest.raises(InputError, match="atom 1 .*not finite"):
+    with pytest.raises(InputError, match=r"atom 1 .*not finite"):
         graph_from_atoms(atoms, 3.0)
 
 
@@ -127,7 +127,7 @@ def test_hard_structures_and_copies_are_left_out(tmp_path: Path) -> None:
     data = read_labelled([path, path], 5.0, max_force=20.0)
     assert len(data) == 3
     assert data.dropped == 1
-    assert data.duplicates == 5 + 0 * len(frames)
+    assert data.duplicates == 6  # ten frames, four different ones
     assert data.teachers() == ["lj"]
 
 

@@ -50,7 +50,7 @@ def assert_same_run(first: Path, second: Path) -> None:
 def test_killed_and_resumed_is_uninterrupted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int, saved: int
 ) -> None:
-    whole = train(tiny(tmp_path, output=str(tmp_path / "whole")))
+    whole = train(tiny(tmp_path, output=str(tmp_path / "whole"), log_every=3))
     assert whole.finished
     assert whole.steps == 12
     assert [row["step"] for row in rows(tmp_path / "whole" / "valid.csv")] == ["5", "10", "12"]
@@ -64,15 +64,15 @@ def test_killed_and_resumed_is_uninterrupted(
 
     monkeypatch.setattr(PotentialModule, "training_step", dying)
     with pytest.raises(KilledError):
-        train(tiny(tmp_path, output=str(tmp_path / "parts")))
+        train(tiny(tmp_path, output=str(tmp_path / "parts"), log_every=3))
     monkeypatch.setattr(PotentialModule, "training_step", original)
     assert weights(tmp_path / "parts")["global_step"] == saved
-    assert train(tiny(tmp_path, output=str(tmp_path / "parts")), resume=True).finished
+    assert train(tiny(tmp_path, output=str(tmp_path / "parts"), log_every=3), resume=True).finished
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_asked_to_stop_in_mid_round_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    train(tiny(tmp_path, output=str(tmp_path / "whole")))
+    train(tiny(tmp_path, output=str(tmp_path / "whole"), log_every=3))
     original = PotentialModule.training_step
 
     def asked(self: PotentialModule, batch: Any, batch_idx: int) -> torch.Tensor:
@@ -81,7 +81,7 @@ def test_asked_to_stop_in_mid_round_and_resumed(tmp_path: Path, monkeypatch: pyt
         return original(self, batch, batch_idx)
 
     monkeypatch.setattr(PotentialModule, "training_step", asked)
-    config = tiny(tmp_path, output=str(tmp_path / "parts"))
+    config = tiny(tmp_path, output=str(tmp_path / "parts"), log_every=3)
     steps = []
     for _ in range(4):
         result = train(config, resume=True)

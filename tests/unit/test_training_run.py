@@ -14,10 +14,10 @@ from training_cases import argon, tiny, write_labels
 
 from egnn_md.checkpoint import load_model, read_header
 from egnn_md.data.structures import read_labelled
-from egnn_md.errors import ConfigError, UnknownElementError
+from egnn_md.errors import ConfigError, TrainingError, UnknownElementError
 from egnn_md.training.logs import read_csv
 from egnn_md.training.metrics import measure_errors
-from egnn_md.training.module import PotentialModule, TrainingError
+from egnn_md.training.module import PotentialModule
 from egnn_md.training.train import train
 from egnn_md.units import GPA_PER_EV_PER_CUBIC_ANGSTROM
 
