@@ -42,6 +42,7 @@ def random_potential(
         torch.manual_seed(seed)
         model = FastEGNNPotential(PotentialConfig(elements=tuple(elements), **(options | sizes)))
     with torch.no_grad():
-        for weight in model.parameters():
-            weight.mul_(_GAIN)
+        for name, weight in model.named_parameters():
+            # the maps that move virtual nodes start ten times smaller than the others
+            weight.mul_(10.0 * _GAIN if ".position_map." in name else _GAIN)
     return model.to(dtype).eval()
