@@ -17,7 +17,7 @@ DEMO_STRUCTURE ?= systems/water/water64.pdb
 DEMO_MODEL ?= water
 DEMO_TIMESTEP ?= 0.5
 DEMO_TEMPERATURE ?= 300
-DEMO_NVT_STEPS ?= 4000
+DEMO_NVT_STEPS ?= 3000
 DEMO_NVE_STEPS ?= 4000
 DEMO_FLAGS ?=
 
@@ -50,7 +50,7 @@ $(STAMP): $(INPUTS)
 demo: $(STAMP)  ## liquid water (64 molecules), NVT then NVE in OpenMM, and its report
 	@start=$$SECONDS; \
 	$(BIN)/egnn-md md $(DEMO_STRUCTURE) --model $(DEMO_MODEL) --engine openmm --implementation torch \
-	  --ensemble nvt --temperature $(DEMO_TEMPERATURE) --timestep $(DEMO_TIMESTEP) --steps $(DEMO_NVT_STEPS) \
+	  --ensemble nvt --friction 10 --temperature $(DEMO_TEMPERATURE) --timestep $(DEMO_TIMESTEP) --steps $(DEMO_NVT_STEPS) \
 	  --trajectory dcd --output $(DEMO_DIR)/nvt --overwrite $(DEMO_FLAGS); \
 	$(BIN)/egnn-md md --model $(DEMO_MODEL) --engine openmm --implementation torch \
 	  --ensemble nve --timestep $(DEMO_TIMESTEP) --steps $(DEMO_NVE_STEPS) \
