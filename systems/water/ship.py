@@ -1,4 +1,4 @@
-"""``python -m egnn_md_systems.water.ship MODEL``: give a trained model its card and put it where ``water`` is looked up.
+"""``python -m egnn_md_systems.water.ship MODEL``: give a trained model its card and ship it as ``water``.
 
 The measured errors and the data digest stay those that training wrote; this adds what a user must know.
 """
@@ -19,8 +19,8 @@ INTENDED_USE = (
     "any size from 27 molecules on, and droplets of 1 to 40 molecules; trying out and testing the tools."
 )
 LIMITS = (
-    "It has GFN2-xTB's errors (density, structure and dynamics differ from experiment) and its own on top. Not for ions, "
-    "proton transfer, dissociation, ice, solutes, interfaces with anything else, pressures far from ambient, or "
+    "It has GFN2-xTB's errors (density, structure and dynamics differ from experiment) and its own on top. Not for "
+    "ions, proton transfer, dissociation, ice, solutes, interfaces with anything else, pressures far from ambient, or "
     "temperatures above 600 K. Labels are Gamma-point energies of small boxes: no long-range dispersion or "
     "electrostatics beyond what five angstrom per layer and the virtual nodes carry."
 )

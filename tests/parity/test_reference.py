@@ -11,7 +11,7 @@ import torch
 
 from egnn_md import FastEGNN, FastEGNNConfig, import_authors_checkpoint
 from egnn_md.checkpoint import config_from_weights, rename_authors_parameter
-from egnn_md.training.losses import mmd_loss
+from egnn_md.training.mmd import mmd_loss
 
 DATA = Path(__file__).parent / "data"
 CASES = ("plain", "batch", "normalize", "attention_tanh", "gravity", "single_virtual")

@@ -11,7 +11,7 @@ from egnn_md.models import FastEGNNPotential, PotentialConfig
 from egnn_md.nn.basis import BesselBasis, polynomial_envelope
 from egnn_md.nn.segment import double_vector, segment_mean, segment_sum
 from egnn_md.nn.smooth import NORM_SOFTENING, smooth_norm
-from egnn_md.training.losses import mmd_loss
+from egnn_md.training.mmd import mmd_loss
 
 
 def derivatives(function, at: float, order: int) -> list[float]:
