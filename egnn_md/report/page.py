@@ -168,7 +168,7 @@ def _facts(run: LoadedRun) -> list[tuple[str, list[tuple[str, str]]]]:
         ("Teacher", str(card.get("teacher", ""))),
         ("Intended use", str(card.get("intended_use", ""))),
         ("Limits", str(card.get("limits", ""))),
-        ("Measured", _flat(_scalars(card.get("measured")))),
+        ("Measured", _measured(card.get("measured"))),
         ("Licence", str(card.get("licence", ""))),
         ("Digest", str(model.get("digest", ""))),
     ]
@@ -200,6 +200,22 @@ def _flat(values: Any) -> str:
     if not isinstance(values, dict):
         return "" if values is None else str(values)
     return ", ".join(str(k) if v is None else f"{k} {_flat_value(v)}" for k, v in values.items() if k)
+
+
+#: What training writes into a card, best source first, and how a reader wants it said.
+_ERRORS = (("force_rmse", "force RMSE", "meV/Å"), ("energy_rmse_centred", "energy RMSE", "meV/atom"))
+_SETS = (("test", "held-out"), ("valid", "validation"))
+
+
+def _measured(values: Any) -> str:
+    """The errors that matter out of a card's many; all of what a card of another making says."""
+    found = values if isinstance(values, dict) else {}
+    for prefix, name in _SETS:
+        if all(f"{prefix}_{key}" in found for key, _, _ in _ERRORS):
+            errors = ", ".join(f"{text} {found[f'{prefix}_{key}']:.3g} {unit}" for key, text, unit in _ERRORS)
+            count = found.get(f"{prefix}_structures")
+            return f"{errors} (after the mean offset) on {f'{count:g} ' if count else ''}{name} structures"
+    return _flat(_scalars(values))
 
 
 def _scalars(values: Any) -> Any:
