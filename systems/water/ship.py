@@ -19,12 +19,13 @@ INTENDED_USE = (
     "any size from 27 molecules on, and droplets of 1 to 40 molecules; trying out and testing the tools."
 )
 LIMITS = (
-    "It has GFN2-xTB's errors (density, structure and dynamics differ from experiment) and its own on top. Not for "
-    "ions, proton transfer, dissociation, ice, solutes, interfaces with anything else, pressures far from ambient, or "
-    "temperatures above 600 K. Not for the density at ambient pressure: its teacher wants to expand at 1 g/cm3, and so "
-    "does the model (0.81 g/cm3 after 2 ps of NPT at 1 bar, below the densities it was trained on); run at fixed volume, "
-    "or under a pressure that keeps 0.9 g/cm3. Labels are Gamma-point energies of small boxes: no long-range dispersion or "
-    "electrostatics beyond what five angstrom per layer and the virtual nodes carry."
+    "It has GFN2-xTB's errors (density, structure and dynamics differ from experiment) and its own on top. Not "
+    "for ions, proton transfer, dissociation, ice, solutes, interfaces with anything else, pressures far from "
+    "ambient, or temperatures above 600 K. Not for the density at ambient pressure: its teacher wants to expand "
+    "at 1 g/cm3, and so does the model (0.81 g/cm3 after 2 ps of NPT at 1 bar, below the densities it was trained"
+    " on); run at fixed volume, or under a pressure that keeps 0.9 g/cm3. Labels are Gamma-point energies of "
+    "small boxes: no long-range dispersion or electrostatics beyond what five angstrom per layer and the virtual "
+    "nodes carry."
 )
 
 
