@@ -59,8 +59,9 @@ demo: $(STAMP)  ## liquid water (64 molecules), NVT then NVE in OpenMM, and its 
 	  --title "Liquid water, 64 molecules: NVT, then NVE"; \
 	echo; echo "The demo took $$((SECONDS - start)) s. Open in a browser: $(abspath $(DEMO_DIR))/report.html"
 
+# one thread: the systems are tiny, and threads that wait for a busy core at every barrier are slower than none
 test: $(STAMP)  ## the tests (slow, GPU and multi-process ones are chosen with PYTEST_FLAGS="-m slow")
-	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+	OMP_NUM_THREADS="$${OMP_NUM_THREADS:-1}" $(BIN)/python -m pytest $(PYTEST_FLAGS)
 
 lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check .
