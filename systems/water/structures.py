@@ -46,7 +46,7 @@ def training_clusters(
     """Open droplets of 1 to 40 waters cut from boxes, every second one rattled.
 
     Two of three are large (20 to 40 waters): their inner molecules see a full neighbour shell, and an open
-    droplet costs the reference method a twentieth of a periodic box of its size.
+    droplet costs the reference method far less than a periodic box of its size.
     """
     rng = np.random.default_rng(seed)
     for number in range(runs):
