@@ -13,16 +13,20 @@ if TYPE_CHECKING:
     from egnn_md.export import export_torchscript
     from egnn_md.graph import ParticleGraph
     from egnn_md.models.potential import FastEGNNPotential, PotentialConfig
-    from egnn_md.neighbors import neighbor_list
+    from egnn_md.models.propagator import FastEGNNPropagator, PropagatorConfig
+    from egnn_md.neighbors import drop_edges, neighbor_list
     from egnn_md.nn.fast_egnn import FastEGNN, FastEGNNConfig
 
 _HOMES = {
     "FastEGNN": "egnn_md.nn.fast_egnn",
     "FastEGNNConfig": "egnn_md.nn.fast_egnn",
     "FastEGNNPotential": "egnn_md.models.potential",
+    "FastEGNNPropagator": "egnn_md.models.propagator",
     "ModelCard": "egnn_md.checkpoint",
     "ParticleGraph": "egnn_md.graph",
     "PotentialConfig": "egnn_md.models.potential",
+    "PropagatorConfig": "egnn_md.models.propagator",
+    "drop_edges": "egnn_md.neighbors",
     "export_torchscript": "egnn_md.export",
     "import_authors_checkpoint": "egnn_md.checkpoint",
     "load_model": "egnn_md.checkpoint",
@@ -34,9 +38,12 @@ __all__ = [
     "FastEGNN",
     "FastEGNNConfig",
     "FastEGNNPotential",
+    "FastEGNNPropagator",
     "ModelCard",
     "ParticleGraph",
     "PotentialConfig",
+    "PropagatorConfig",
+    "drop_edges",
     "export_torchscript",
     "import_authors_checkpoint",
     "load_model",

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from egnn_md.errors import InputError, ModelFileError, UnsafeFileError
 from egnn_md.models.potential import FastEGNNPotential, PotentialConfig
+from egnn_md.models.propagator import FastEGNNPropagator, PropagatorConfig
 from egnn_md.nn.fast_egnn import FastEGNN, FastEGNNConfig
 
 FORMAT_VERSION = 1
@@ -35,6 +36,7 @@ PICKLE_STARTS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 _KINDS: dict[str, tuple[type[BaseModel], type[nn.Module]]] = {
     "fastegnn-potential": (PotentialConfig, FastEGNNPotential),
+    "propagator": (PropagatorConfig, FastEGNNPropagator),
     "fastegnn": (FastEGNNConfig, FastEGNN),
 }
 
@@ -99,7 +101,7 @@ def save_model(model: nn.Module, path: str | Path, card: ModelCard | None = None
     """Write ``model`` atomically: an interrupted save leaves an older file as it was.
 
     Args:
-        model: a :class:`FastEGNNPotential` or :class:`FastEGNN`.
+        model: a :class:`FastEGNNPotential`, :class:`FastEGNNPropagator` or :class:`FastEGNN`.
         path: file to write, ``.safetensors`` by custom.
         card: what to tell its users; the model's own card if it was loaded with one.
 
@@ -249,14 +251,14 @@ def load_model(
 #: From the authors' parameter names to ours.
 _RENAMES = (
     ("gcl_", "layers."),
-    (".edge_mlp_virtual.", ".virtual_edge_mlp."),
-    (".att_mlp_virtual.0.", ".virtual_gate.linear."),
+    (".edge_mlp_virtual.", ".virtual.edge_mlp."),
+    (".att_mlp_virtual.0.", ".virtual.gate.linear."),
     (".att_mlp.0.", ".edge_gate.linear."),
-    (".coord_mlp_r_virtual.", ".virtual_coord_mlp."),
-    (".coord_mlp_v_virtual.", ".virtual_position_mlp."),
+    (".coord_mlp_r_virtual.", ".virtual.coord_mlp."),
+    (".coord_mlp_v_virtual.", ".virtual.position_mlp."),
     (".coord_mlp_r.", ".coord_mlp."),
     (".coord_mlp_vel.", ".velocity_mlp."),
-    (".node_mlp_virtual.", ".virtual_node_mlp."),
+    (".node_mlp_virtual.", ".virtual.node_mlp."),
     ("embedding_in.", "embedding."),
     ("virtual_node_feat", "virtual_features"),
 )

@@ -18,6 +18,7 @@ from torch import Tensor
 from egnn_md.errors import InputError
 
 MINIMUM_VOLUME = 1e-6  # Å³; a cell below it is flat for every purpose
+PARTICLE_LABELS = ("forces", "target", "targets", "target_velocities")  # a row a particle; others a row a graph
 COINCIDENT = 1e-3  # Å; atoms nearer than this have no physical energy
 
 
@@ -38,7 +39,8 @@ class ParticleGraph:
         node_attributes: (N, A) or None; appended to every feature update.
         edge_features: (E, D) or None.
         labels: optional references: ``energy`` (G,) eV, ``forces`` (N, 3) eV/Å, ``stress`` (G, 3, 3)
-            eV/Å³ (positive under tension, NaN where a graph has none), ``target`` (N, 3).
+            eV/Å³ (positive under tension, NaN where a graph has none), ``target`` (N, 3); for propagators
+            ``targets`` and ``target_velocities`` (N, K, 3), one to K strides later.
     """
 
     positions: Tensor
@@ -213,7 +215,7 @@ class ParticleGraph:
                 return None if value is None else value[rows]
 
             labels = {
-                name: value[nodes] if name in ("forces", "target") else value[index : index + 1]
+                name: value[nodes] if name in PARTICLE_LABELS else value[index : index + 1]
                 for name, value in self.labels.items()
             }
             parts.append(

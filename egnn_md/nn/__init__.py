@@ -3,6 +3,7 @@
 from egnn_md.nn.basis import BesselBasis, polynomial_envelope
 from egnn_md.nn.fast_egnn import FastEGNN, FastEGNNConfig
 from egnn_md.nn.smooth import SmoothConfig, SmoothFastEGNN
+from egnn_md.nn.virtual_nodes import VirtualNodes
 
 __all__ = [
     "BesselBasis",
@@ -10,5 +11,6 @@ __all__ = [
     "FastEGNNConfig",
     "SmoothConfig",
     "SmoothFastEGNN",
+    "VirtualNodes",
     "polynomial_envelope",
 ]

@@ -15,11 +15,11 @@ def perceptron(inputs: int, hidden: int, outputs: int, *, final_activation: bool
     return nn.Sequential(*layers)
 
 
-def coordinate_perceptron(hidden: int, *, tanh: bool = False) -> nn.Sequential:
-    """``Linear · SiLU · Linear without bias [· Tanh]`` to one number, starting near zero."""
+def coordinate_perceptron(hidden: int, *, tanh: bool = False, inputs: int | None = None) -> nn.Sequential:
+    """``Linear · SiLU · Linear without bias [· Tanh]`` to one number, starting near zero; ``inputs`` or hidden ones."""
     last = nn.Linear(hidden, 1, bias=False)
     nn.init.xavier_uniform_(last.weight, gain=COORDINATE_GAIN)
-    layers: list[nn.Module] = [nn.Linear(hidden, hidden), nn.SiLU(), last]
+    layers: list[nn.Module] = [nn.Linear(inputs or hidden, hidden), nn.SiLU(), last]
     if tanh:
         layers.append(nn.Tanh())
     return nn.Sequential(*layers)

@@ -1,0 +1,413 @@
+"""The trained propagator: positions and velocities now → positions and velocities one stride later.
+
+The published network (:mod:`egnn_md.nn.fast_egnn`) predicts positions. Around it:
+
+| symbol | meaning | where |
+| --- | --- | --- |
+| ``L`` | ``length_scale``: the network sees lengths divided by it | everywhere |
+| ``v·s/L`` | velocity over a stride ``s``: what the published layer calls velocity | ``forward`` |
+| ``u_l = x_l - x_{l-1}`` | displacement that layer ``l`` adds | ``forward`` |
+| ``v' = (L/s) [Σ_l w_l(h) u_l + a(h) v s/L]`` | velocity a stride later; starts as ``(x' - x)/s`` | ``velocity_head`` |
+| ``g s²/L`` | gravity over a stride, one of the layer's fields | ``_fields`` |
+| ``Σ_w B_k(d_w) n_w`` | walls: inward normals weighted by three functions of the distance | ``_fields`` |
+
+Walls and boundary particles speak twice: as distance features of a particle, and (walls) as directions that a
+layer may push along, since no invariant feature tells where a wall is.
+"""
+
+from copy import deepcopy
+from typing import Any, List, Literal, NamedTuple, Optional, Tuple  # noqa: UP035 - TorchScript reads types from here
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+
+from egnn_md.errors import InputError
+from egnn_md.graph import ParticleGraph
+from egnn_md.nn.basis import BesselBasis, polynomial_envelope
+from egnn_md.nn.fast_egnn import FastEGNN, FastEGNNConfig
+
+EDGE_INPUTS = ("distance", "feature_product")
+WALL_FUNCTIONS = 3
+WALL_LIMIT = 1.5  # a particle deep inside a wall is pushed like one half a range inside it
+STRIDE_TOLERANCE = 1e-6  # relative: stride over frame interval is a whole number to this
+
+
+class PropagatorConfig(BaseModel):
+    """Everything that, with the weights, defines a propagator. Lengths and times are in ``units``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    system: str = Field(default="", description="what the weights know: nbody, adk, liquid, water, …")
+    units: dict[str, str] = Field(default={"length": "none", "time": "none"})
+    frame_interval: float = Field(gt=0, description="time between two frames of the training data")
+    stride: float = Field(gt=0, description="time that one step covers, a whole number of frames")
+    velocity: Literal["true", "backward", "forward"] = Field(
+        default="true",
+        description="true velocities; the difference to the frame before; or to the next one (published, not causal)",
+    )
+    predict_velocity: bool = Field(default=True, description="a head for the velocity; else (x' - x)/stride")
+
+    cutoff: float | None = Field(default=None, gt=0, description="None joins all pairs")
+    drop: Literal["none", "longest", "random"] = Field(default="none", description="which edges are left out")
+    drop_fraction: float = Field(default=0.0, ge=0, le=1, description="p of the paper")
+
+    species: tuple[int, ...] = Field(default=(0,), min_length=1, description="known particle types")
+    static_species: tuple[int, ...] = Field(default=(), description="types that never move (boundary particles)")
+    node_features: int = Field(default=0, ge=0, description="F given invariant inputs a particle")
+    edge_inputs: tuple[str, ...] = Field(default=("distance", "distance"), description="published: [d, d]")
+    edge_basis: int = Field(default=0, ge=0, description="Bessel functions of the distance as edge inputs")
+    length_scale: float = Field(default=1.0, gt=0)
+    gravity: tuple[float, float, float] | None = None
+    walls: tuple[tuple[float, float], tuple[float, float], tuple[float, float]] | None = None
+    wall_range: float | None = Field(default=None, gt=0, description="reach of a wall; the cutoff if None")
+    linear_start: bool = Field(default=True, description="a fresh model predicts x + v·stride")
+
+    messages: Literal["egnn", "radial-field", "continuous-filter"] = "egnn"
+    hidden: int = Field(default=64, ge=1)
+    layers: int = Field(default=4, ge=1)
+    virtual_nodes: int = Field(default=3, ge=0, description="C; 0 is EGNN")
+    residual: bool = True
+    attention: bool = False
+    normalize: bool = False
+    tanh: bool = False
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "PropagatorConfig":
+        frames = self.stride / self.frame_interval
+        if frames < 1 - STRIDE_TOLERANCE or abs(frames - round(frames)) > STRIDE_TOLERANCE * frames:
+            raise ValueError(
+                f"stride {self.stride} is {frames:g} frames of {self.frame_interval}; it must be a whole number"
+            )
+        for name in self.edge_inputs:
+            if name not in EDGE_INPUTS:
+                raise ValueError(f"edge_inputs names {name!r}; known: {', '.join(EDGE_INPUTS)}")
+        if list(self.species) != sorted(set(self.species)):
+            raise ValueError(f"species must ascend without repetition, not {list(self.species)}")
+        if not set(self.static_species) <= set(self.species):
+            raise ValueError(f"static_species {self.static_species} are not all among species {self.species}")
+        if self.cutoff is None and self.edge_basis:
+            raise ValueError("edge_basis needs a cutoff")
+        if self.cutoff is None and self.static_species:
+            raise ValueError("static_species need a cutoff: their distance is a feature up to it")
+        if self.walls is not None:
+            if self.cutoff is None and self.wall_range is None:
+                raise ValueError("walls need wall_range or a cutoff")
+            if any(high <= low for low, high in self.walls):
+                raise ValueError(f"walls {self.walls} must be three [low, high] pairs with low below high")
+        if self.drop == "none" and self.drop_fraction:
+            raise ValueError(f"drop_fraction {self.drop_fraction} needs drop: longest or random")
+        return self
+
+    @property
+    def stride_frames(self) -> int:
+        """Frames of the data in one stride."""
+        return round(self.stride / self.frame_interval)
+
+    @property
+    def num_edge_features(self) -> int:
+        """Width of the edge input."""
+        products = sum(name == "feature_product" for name in self.edge_inputs)
+        return len(self.edge_inputs) - products + products * self.node_features + self.edge_basis
+
+    @property
+    def num_fields(self) -> int:
+        """Equivariant vectors a particle: walls, gravity."""
+        return (WALL_FUNCTIONS if self.walls else 0) + (1 if self.gravity else 0)
+
+    @property
+    def num_node_inputs(self) -> int:
+        """Width of the node input: speed, types, given features, walls, boundary."""
+        types = len(self.species) if len(self.species) > 1 else 0
+        walls = WALL_FUNCTIONS * (2 if self.gravity else 1) if self.walls else 0
+        return 1 + types + self.node_features + walls + (1 if self.static_species else 0)
+
+    def network(self) -> FastEGNNConfig:
+        """The network inside."""
+        return FastEGNNConfig(
+            node_features=self.num_node_inputs,
+            edge_features=self.num_edge_features,
+            fields=self.num_fields,
+            messages=self.messages,
+            hidden=self.hidden,
+            layers=self.layers,
+            virtual_nodes=self.virtual_nodes,
+            residual=self.residual,
+            attention=self.attention,
+            normalize=self.normalize,
+            tanh=self.tanh,
+        )
+
+
+class Prediction(NamedTuple):
+    """One stride later: positions (N, 3), velocities (N, 3), virtual positions (G, 3, C)."""
+
+    positions: Tensor
+    velocities: Tensor
+    virtual_positions: Tensor
+
+
+def check_known(config: PropagatorConfig, graph: ParticleGraph) -> None:
+    """Refuse a graph that this propagator has never seen the like of.
+
+    Raises:
+        InputError: a particle type it does not know, features or velocities that are missing.
+    """
+    known = torch.tensor(config.species, device=graph.species.device)
+    strange = ~torch.isin(graph.species, known)
+    if bool(strange.any()):
+        first = int(strange.nonzero()[0])
+        raise InputError(
+            f"particle {first} has type {int(graph.species[first])}, but the propagator of {config.system!r} "
+            f"knows {list(config.species)}"
+        )
+    if graph.velocities is None:
+        raise InputError(
+            f"the propagator of {config.system!r} needs velocities ({config.velocity}) in {config.units['length']} "
+            f"per {config.units['time']}; give them, or a frame before to take the difference to"
+        )
+    given = 0 if graph.node_features is None else graph.node_features.shape[1]
+    if given != config.node_features:
+        raise InputError(
+            f"the propagator of {config.system!r} needs {config.node_features} node features a particle, not {given}"
+        )
+
+
+class FastEGNNPropagator(nn.Module):
+    """Predicts one stride ahead with FastEGNN, EGNN or a baseline network.
+
+    Args:
+        config: sizes, units, inputs.
+    """
+
+    kind = "propagator"
+    edge_inputs: List[str]  # noqa: UP006
+    wall_normals: Tensor
+    wall_offsets: Tensor
+    gravity: Tensor
+    kind_of: Tensor
+    static: Tensor
+    num_species: torch.jit.Final[int]
+    has_features: torch.jit.Final[bool]
+    has_static: torch.jit.Final[bool]
+    has_walls: torch.jit.Final[bool]
+    has_gravity: torch.jit.Final[bool]
+    has_basis: torch.jit.Final[bool]
+    predict_velocity: torch.jit.Final[bool]
+
+    def __init__(self, config: PropagatorConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.stride = float(config.stride)
+        self.scale = float(config.length_scale)
+        self.cutoff = float(config.cutoff) if config.cutoff is not None else 0.0
+        self.wall_range = float(config.wall_range or self.cutoff or 1.0)
+        self.wall_limit = WALL_LIMIT
+        self.num_species = len(config.species)
+        self.has_features = config.node_features > 0
+        self.has_static = len(config.static_species) > 0
+        self.has_walls = config.walls is not None
+        self.has_gravity = config.gravity is not None
+        self.has_basis = config.edge_basis > 0
+        self.predict_velocity = config.predict_velocity
+        self.edge_inputs = list(config.edge_inputs)
+
+        self.network = FastEGNN(config.network())
+        self.velocity_head: nn.Module = nn.Identity()
+        if config.predict_velocity:
+            self.velocity_head = nn.Linear(config.hidden, config.layers + 1)
+            nn.init.zeros_(self.velocity_head.weight)
+            with torch.no_grad():  # (x' - x) / stride
+                self.velocity_head.bias.fill_(1.0)
+                self.velocity_head.bias[-1] = 0.0
+        self.basis: nn.Module = nn.Identity()
+        if config.edge_basis:
+            # in units of the cutoff: functions of order one whatever the length unit
+            self.basis = BesselBasis(config.edge_basis, 1.0)
+        if config.linear_start:
+            self._start_linear()
+
+        largest = max(config.species)
+        kind_of = torch.full((largest + 1,), -1, dtype=torch.long)
+        static = torch.zeros(largest + 1, dtype=torch.bool)
+        for index, number in enumerate(config.species):
+            kind_of[number] = index
+            static[number] = number in config.static_species
+        self.register_buffer("kind_of", kind_of, persistent=False)
+        self.register_buffer("static", static, persistent=False)
+        # the box as six half spaces n·x >= o, so that a rotated copy of it can be made
+        normals = torch.cat([torch.eye(3), -torch.eye(3)]).double()
+        lows = [0.0 if config.walls is None else low for low, _ in config.walls or ((0, 0),) * 3]
+        highs = [0.0 if config.walls is None else high for _, high in config.walls or ((0, 0),) * 3]
+        offsets = torch.tensor([*lows, *(-high for high in highs)], dtype=torch.float64)
+        self.register_buffer("wall_normals", normals.float(), persistent=False)
+        self.register_buffer("wall_offsets", offsets.float(), persistent=False)
+        self.register_buffer("gravity", torch.tensor(config.gravity or (0.0, 0.0, 0.0)), persistent=False)
+
+    def _start_linear(self) -> None:
+        """Velocity maps that sum to one over the layers whatever the features: x' = x + v·stride at first."""
+        layer: Any
+        for layer in self.network.layers:
+            last = layer.velocity_mlp[-1]
+            nn.init.zeros_(last.weight)
+            nn.init.constant_(last.bias, 1.0 / len(self.network.layers))
+            if self.network.config.fields:
+                nn.init.zeros_(layer.field_mlp[-1].weight)
+                nn.init.zeros_(layer.field_mlp[-1].bias)
+
+    def _wall_functions(self, positions: Tensor) -> Tensor:
+        """(N, 6, 3): B_k of the distance to each face; zero beyond ``wall_range``, with a zero slope."""
+        distance = positions @ self.wall_normals.t() - self.wall_offsets
+        u = (1.0 - distance / self.wall_range).clamp(0.0, self.wall_limit).unsqueeze(2)
+        return torch.cat([u**2, u**4, u**8], 2)
+
+    def _node_inputs(
+        self,
+        velocities: Tensor,
+        kinds: Tensor,
+        walls: Tensor,
+        boundary: Optional[Tensor],  # noqa: UP045
+        features: Optional[Tensor],  # noqa: UP045
+    ) -> Tensor:
+        inputs = [torch.linalg.vector_norm(velocities, dim=1, keepdim=True)]
+        if self.num_species > 1:
+            inputs.append(torch.nn.functional.one_hot(kinds, self.num_species).to(velocities.dtype))
+        if self.has_features:
+            assert features is not None
+            inputs.append(features)
+        if self.has_walls:
+            inputs.append(walls.sum(1))
+            if self.has_gravity:
+                along = self.wall_normals @ (self.gravity / torch.linalg.vector_norm(self.gravity))
+                inputs.append((walls * along.reshape(1, 6, 1)).sum(1))
+        if boundary is not None:
+            inputs.append(boundary)
+        return torch.cat(inputs, 1)
+
+    def _fields(self, walls: Tensor, positions: Tensor) -> Optional[Tensor]:  # noqa: UP045
+        """(N, 3, K) directions that every layer may push along."""
+        fields: List[Tensor] = []  # noqa: UP006
+        if self.has_walls:
+            fields.append(torch.einsum("nwk,wd->ndk", walls, self.wall_normals))
+        if self.has_gravity:
+            over_stride = self.gravity * (self.stride * self.stride / self.scale)
+            fields.append(over_stride.reshape(1, 3, 1).expand(positions.shape[0], 3, 1))
+        if len(fields) == 0:
+            return None
+        return torch.cat(fields, 2)
+
+    def _edge_features(
+        self, distance: Tensor, edge_index: Tensor, features: Optional[Tensor]  # noqa: UP045
+    ) -> Optional[Tensor]:  # noqa: UP045
+        inputs: List[Tensor] = []  # noqa: UP006
+        for name in self.edge_inputs:
+            if name == "distance":
+                inputs.append((distance / self.scale).unsqueeze(1))
+            elif features is not None:
+                inputs.append(features[edge_index[0]] * features[edge_index[1]])
+        if self.has_basis:
+            reduced = (distance / self.cutoff).clamp(min=1e-6)
+            inputs.append(self.basis(reduced) * polynomial_envelope(reduced, 1.0).unsqueeze(1))
+        if len(inputs) == 0:
+            return None
+        return torch.cat(inputs, 1)
+
+    def forward(
+        self,
+        positions: Tensor,
+        velocities: Tensor,
+        species: Tensor,
+        edge_index: Tensor,
+        shifts: Tensor,
+        batch: Tensor,
+        periodic: Tensor,
+        features: Optional[Tensor] = None,  # noqa: UP045
+    ) -> Tuple[Tensor, Tensor, Tensor]:  # noqa: UP006
+        """Predict one stride ahead.
+
+        Args:
+            positions: (N, 3), in the configuration's length unit.
+            velocities: (N, 3), length over time unit.
+            species: (N,) int64 particle types.
+            edge_index: (2, E); row 0 receives.
+            shifts: (E, 3) Cartesian lattice translations, added to receiver minus sender.
+            batch: (N,) graph of each particle.
+            periodic: (G,) bool; there virtual nodes carry features only.
+            features: (N, F) invariant inputs.
+
+        Returns:
+            positions (N, 3), velocities (N, 3), virtual positions (G, 3, C).
+        """
+        kinds = self.kind_of[species]
+        scaled_velocities = velocities * (self.stride / self.scale)
+        pair = positions[edge_index[0]] - positions[edge_index[1]] + shifts
+        distance = torch.linalg.vector_norm(pair, dim=1)
+        walls = self._wall_functions(positions) if self.has_walls else positions[:, :0].unsqueeze(2)
+        boundary: Optional[Tensor] = None  # noqa: UP045
+        if self.has_static:
+            reached = torch.where(self.static[species[edge_index[1]]], distance, torch.full_like(distance, self.cutoff))
+            nearest = torch.full_like(positions[:, 0], self.cutoff)
+            nearest = nearest.scatter_reduce(0, edge_index[0], reached, "amin")
+            boundary = (nearest / self.cutoff).unsqueeze(1)
+        start = positions / self.scale
+        steps, virtual_positions, hidden = self.network.layer_positions(
+            self._node_inputs(scaled_velocities, kinds, walls, boundary, features),
+            start,
+            scaled_velocities,
+            edge_index,
+            batch,
+            periodic.shape[0],
+            self._edge_features(distance, edge_index, features),
+            None,
+            shifts / self.scale,
+            periodic,
+            self._fields(walls, positions),
+        )
+        moved = (steps[-1] - start) * self.scale
+        if self.predict_velocity:
+            weights = self.velocity_head(hidden)
+            after = weights[:, -1:] * scaled_velocities
+            before = start
+            for index in range(len(steps)):
+                after = after + weights[:, index : index + 1] * (steps[index] - before)
+                before = steps[index]
+            moved_velocities = after * (self.scale / self.stride)
+        else:
+            moved_velocities = moved / self.stride
+        if self.has_static:
+            fixed = self.static[species].unsqueeze(1)
+            moved = torch.where(fixed, torch.zeros_like(moved), moved)
+            moved_velocities = torch.where(fixed, torch.zeros_like(moved), moved_velocities)
+        # the displacement is added to the given positions: a large offset costs no more than its own rounding
+        return positions + moved, moved_velocities, virtual_positions * self.scale
+
+    @torch.jit.unused
+    def predict(self, graph: ParticleGraph) -> Prediction:
+        """:meth:`forward` of a graph whose velocities are those that the configuration names.
+
+        Raises:
+            InputError: unknown particle types, missing velocities or features.
+        """
+        check_known(self.config, graph)
+        assert graph.velocities is not None
+        return Prediction(
+            *self(
+                graph.positions,
+                graph.velocities,
+                graph.species,
+                graph.edge_index,
+                graph.shifts(),
+                graph.batch,
+                graph.periodic,
+                graph.node_features,
+            )
+        )
+
+    @torch.jit.unused
+    def rotated(self, rotation: Tensor) -> "FastEGNNPropagator":
+        """A copy whose box and gravity are turned by ``rotation`` (3, 3), ``x → x Rᵀ``: for symmetry tests."""
+        copy = deepcopy(self)
+        turn = rotation.to(self.wall_normals)
+        copy.wall_normals = self.wall_normals @ turn.t()
+        copy.gravity = self.gravity @ turn.t()
+        return copy
