@@ -51,9 +51,12 @@ def describe(name_or_path: str) -> dict[str, Any]:
     """
     from egnn_md.checkpoint import read_header, resolve_model
     from egnn_md.export import is_archive, read_artefact
+    from egnn_md.export.propagator import is_propagator_artefact, read_propagator_artefact
 
     path: Path = resolve_model(name_or_path)
     place: dict[str, Any] = {"file": str(path), "size": path.stat().st_size}
+    if is_propagator_artefact(path):
+        return {**place, "type": "propagator artefact", **read_propagator_artefact(path).model_dump(mode="json")}
     if is_archive(path):
         return {**place, "type": "artefact", **read_artefact(path).model_dump(mode="json")}
     return {**place, "type": "model", **read_header(path)}

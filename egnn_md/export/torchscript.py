@@ -146,10 +146,11 @@ def load_module(path: str | Path, device: str | torch.device = "cpu") -> torch.j
         ModelFileError, UnsafeFileError: as :func:`read_artefact`; or TorchScript cannot read the program.
     """
     read_artefact(path)
-    return _load(Path(path), device)
+    return load_scripted(Path(path), device)
 
 
-def _load(path: Path, device: str | torch.device = "cpu") -> torch.jit.ScriptModule:
+def load_scripted(path: Path, device: str | torch.device = "cpu") -> torch.jit.ScriptModule:
+    """The module in a TorchScript file. Raises ModelFileError where torch cannot read it."""
     import vesin_torch  # noqa: F401 - registers the neighbour list's class, without which loading fails
 
     with quiet_torchscript():
@@ -244,19 +245,20 @@ def export_torchscript(
 
     def write(temporary: Path) -> None:
         # the module that is checked has been through a file, as the engine's will have been
-        _save(scripted, temporary, "{}")
+        save_scripted(scripted, temporary, "{}")
         figures: Verification = verify(
-            _load(temporary), eager, acted, periodic=periodic, length=length, energy=energy, dtype=dtype
+            load_scripted(temporary), eager, acted, periodic=periodic, length=length, energy=energy, dtype=dtype
         )
         info = ArtefactInfo.model_validate({**fields, "verification": figures})
-        _save(scripted, temporary, info.model_dump_json())
+        save_scripted(scripted, temporary, info.model_dump_json())
         infos.append(info)
 
     write_atomically(path, write)
     return infos[0]
 
 
-def _save(module: torch.jit.ScriptModule, path: Path, description: str) -> None:
+def save_scripted(module: torch.jit.ScriptModule, path: Path, description: str) -> None:
+    """Write a module with its description as an extra file. Raises ModelFileError where that fails."""
     with quiet_torchscript():
         try:
             torch.jit.save(module, str(path), _extra_files={INFO_FILE: description})
