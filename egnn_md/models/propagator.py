@@ -61,6 +61,7 @@ class PropagatorConfig(BaseModel):
     gravity: tuple[float, float, float] | None = None
     walls: tuple[tuple[float, float], tuple[float, float], tuple[float, float]] | None = None
     wall_range: float | None = Field(default=None, gt=0, description="reach of a wall; the cutoff if None")
+    hard_walls: bool = Field(default=True, description="outside training, nobody is put behind a wall")
     linear_start: bool = Field(default=True, description="a fresh model predicts x + v·stride")
 
     messages: Literal["egnn", "radial-field", "continuous-filter"] = "egnn"
@@ -192,6 +193,7 @@ class FastEGNNPropagator(nn.Module):
     has_static: torch.jit.Final[bool]
     has_walls: torch.jit.Final[bool]
     has_gravity: torch.jit.Final[bool]
+    hard_walls: torch.jit.Final[bool]
     has_basis: torch.jit.Final[bool]
     predict_velocity: torch.jit.Final[bool]
 
@@ -208,6 +210,7 @@ class FastEGNNPropagator(nn.Module):
         self.has_static = len(config.static_species) > 0
         self.has_walls = config.walls is not None
         self.has_gravity = config.gravity is not None
+        self.hard_walls = config.walls is not None and config.hard_walls
         self.has_basis = config.edge_basis > 0
         self.predict_velocity = config.predict_velocity
         self.edge_inputs = list(config.edge_inputs)
@@ -260,6 +263,17 @@ class FastEGNNPropagator(nn.Module):
         distance = positions @ self.wall_normals.t() - self.wall_offsets
         u = (1.0 - distance / self.wall_range).clamp(0.0, self.wall_limit).unsqueeze(2)
         return torch.cat([u**2, u**4, u**8], 2)
+
+    def _stopped_by_walls(self, positions: Tensor, moved: Tensor, velocities: Tensor) -> Tuple[Tensor, Tensor]:  # noqa: UP006
+        """Motion (N, 3) that ends on the wall instead of behind it, and velocities (N, 3) without their part into it."""
+        for index in range(6):
+            normal = self.wall_normals[index]
+            inside = (positions + moved) @ normal - self.wall_offsets[index]
+            behind = (inside < 0).to(moved.dtype)
+            moved = moved - (behind * inside).unsqueeze(1) * normal
+            into = (velocities @ normal).clamp(max=0.0) * behind
+            velocities = velocities - into.unsqueeze(1) * normal
+        return moved, velocities
 
     def _node_inputs(
         self,
@@ -378,6 +392,9 @@ class FastEGNNPropagator(nn.Module):
             fixed = self.static[species].unsqueeze(1)
             moved = torch.where(fixed, torch.zeros_like(moved), moved)
             moved_velocities = torch.where(fixed, torch.zeros_like(moved), moved_velocities)
+        if self.hard_walls and not self.training:
+            # only without training: behind a wall the projection would leave the network no gradient
+            moved, moved_velocities = self._stopped_by_walls(positions, moved, moved_velocities)
         # the displacement is added to the given positions: a large offset costs no more than its own rounding
         return positions + moved, moved_velocities, virtual_positions * self.scale
 

@@ -37,10 +37,11 @@ class RadialFieldLayer(EquivariantLayer):
         edge_features: Optional[Tensor],  # noqa: UP045
         receivers: Tensor,
         senders: Tensor,
+        degree: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """See :meth:`EquivariantLayer.exchange`; the pooled messages are zero."""
         inputs = squared if edge_features is None else torch.cat([squared, edge_features], 1)
-        step = segment_mean(difference * self.coord_mlp(inputs), receivers, features.shape[0])
+        step = segment_mean(difference * self.coord_mlp(inputs), receivers, features.shape[0], degree)
         return step, torch.zeros_like(features)
 
     def velocity_scale(self, features: Tensor, velocities: Tensor) -> Tensor:
@@ -67,12 +68,13 @@ class ContinuousFilterLayer(EquivariantLayer):
         edge_features: Optional[Tensor],  # noqa: UP045
         receivers: Tensor,
         senders: Tensor,
+        degree: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """See :meth:`EquivariantLayer.exchange`."""
         nodes = features.shape[0]
         # the clamp keeps the gradient finite for two particles in one place
         distance = squared.clamp(min=1e-24).sqrt()
         inputs = distance if edge_features is None else torch.cat([distance, edge_features], 1)
-        message = self.edge_gate(self.sender_map(features)[senders] * self.filter_mlp(inputs))
-        step = segment_mean(difference * self.coord_mlp(message), receivers, nodes)
-        return step, segment_mean(message, receivers, nodes)
+        message = self.edge_gate(self.sender_map(features).index_select(0, senders) * self.filter_mlp(inputs))
+        step = segment_mean(difference * self.coord_mlp(message), receivers, nodes, degree)
+        return step, segment_mean(message, receivers, nodes, degree)

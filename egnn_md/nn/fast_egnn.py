@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from egnn_md.errors import InputError
 from egnn_md.nn.baseline_layers import ContinuousFilterLayer, RadialFieldLayer
 from egnn_md.nn.layer import EquivariantLayer, FastEGNNConfig
-from egnn_md.nn.perceptron import Gate, coordinate_perceptron, perceptron
-from egnn_md.nn.segment import double_vector, segment_mean
+from egnn_md.nn.perceptron import Gate, SplitPerceptron, coordinate_perceptron
+from egnn_md.nn.segment import double_vector, segment_counts, segment_mean
 
 __all__ = ["MESSAGE_LAYERS", "FastEGNN", "FastEGNNConfig", "FastEGNNLayer"]
 
@@ -29,9 +29,7 @@ class FastEGNNLayer(EquivariantLayer):
     def __init__(self, config: FastEGNNConfig) -> None:
         super().__init__(config)
         hidden = config.hidden
-        self.edge_mlp = perceptron(
-            2 * hidden + 1 + config.edge_features, hidden, hidden, final_activation=True
-        )
+        self.edge_mlp = SplitPerceptron(hidden, 1 + config.edge_features)
         self.edge_gate: nn.Module = Gate(hidden) if config.attention else nn.Identity()
         self.coord_mlp = coordinate_perceptron(hidden, tanh=config.tanh)
 
@@ -43,15 +41,21 @@ class FastEGNNLayer(EquivariantLayer):
         edge_features: Optional[Tensor],  # noqa: UP045
         receivers: Tensor,
         senders: Tensor,
+        degree: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """See :meth:`EquivariantLayer.exchange`."""
         nodes = features.shape[0]
-        inputs = [features[receivers], features[senders], squared]
+        geometry_map = self.edge_mlp.geometry_map()
+        # in place into a tensor of our own: nothing needs the values before for its gradient
+        joined = self.edge_mlp.part_a(features).index_select(0, receivers)
+        joined.add_(self.edge_mlp.part_b(features).index_select(0, senders))
+        # apart from the edge features, whose own gradient is seldom asked for
+        joined.addmm_(squared, geometry_map[:1])
         if edge_features is not None:
-            inputs.append(edge_features)
-        message = self.edge_gate(self.edge_mlp(torch.cat(inputs, 1)))
-        step = segment_mean(difference * self.coord_mlp(message), receivers, nodes)
-        return step, segment_mean(message, receivers, nodes)
+            joined.addmm_(edge_features, geometry_map[1:])
+        message = self.edge_gate(self.edge_mlp(joined))
+        step = segment_mean(difference * self.coord_mlp(message), receivers, nodes, degree)
+        return step, segment_mean(message, receivers, nodes, degree)
 
 
 #: The layer of every kind of ``FastEGNNConfig.messages``.
@@ -150,10 +154,9 @@ class FastEGNN(nn.Module):
         fields: Optional[Tensor] = None,  # noqa: UP045
     ) -> Tuple[List[Tensor], Tensor, Tensor]:  # noqa: UP006
         """As :meth:`forward`, with the positions after each layer: a list of (N, 3), the last is the prediction."""
-        if (self.fields == 0) != (fields is None):
-            raise InputError(f"the network takes {self.fields} fields (N, 3, K); give them exactly if K > 0")
-        if fields is not None and fields.shape[2] != self.fields:
-            raise InputError(f"the network takes {self.fields} fields, the last axis has {fields.shape[2]}")
+        given = 0 if fields is None else fields.shape[2]
+        if given != self.fields:
+            raise InputError(f"the network has {self.fields} fields a particle, got {given}; pass fields (N, 3, K)")
         features = self.embedding(node_features)
         centre = segment_mean(positions, batch, num_graphs)
         channels = self.virtual_features.shape[2]
@@ -163,6 +166,7 @@ class FastEGNN(nn.Module):
         if periodic is None:
             periodic = torch.zeros(num_graphs, dtype=torch.bool, device=positions.device)
         gravity = double_vector(self.gravity, positions.device).to(positions.dtype)
+        degree = segment_counts(edge_index[0], positions.shape[0], positions)
         steps: List[Tensor] = []  # noqa: UP006
         for layer in self.layers:
             features, positions, virtual_features, virtual_positions = layer(
@@ -179,6 +183,7 @@ class FastEGNN(nn.Module):
                 gravity,
                 periodic,
                 fields,
+                degree,
             )
             steps.append(positions)
         return steps, virtual_positions, features

@@ -96,6 +96,7 @@ class EquivariantLayer(nn.Module):
         edge_features: Optional[Tensor],  # noqa: UP045
         receivers: Tensor,
         senders: Tensor,
+        degree: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Messages between particles.
 
@@ -106,6 +107,7 @@ class EquivariantLayer(nn.Module):
             edge_features: (E, D).
             receivers: (E,).
             senders: (E,).
+            degree: (N,) number of edges that each particle receives.
 
         Returns:
             the particles' step (N, 3) and pooled messages (N, F).
@@ -131,14 +133,17 @@ class EquivariantLayer(nn.Module):
         gravity: Tensor,
         periodic: Tensor,
         fields: Optional[Tensor],  # noqa: UP045
+        degree: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return updated ``features, positions, virtual_features, virtual_positions``."""
         receivers, senders = edge_index[0], edge_index[1]
-        difference = positions[receivers] - positions[senders] + shifts
+        difference = positions.index_select(0, receivers) - positions.index_select(0, senders) + shifts
         squared = (difference * difference).sum(1, keepdim=True)
         if self.normalize:
             difference = difference / (squared.sqrt().detach() + self.distance_offset)
-        step, received = self.exchange(features, difference, squared, edge_features, receivers, senders)
+        step, received = self.exchange(
+            features, difference, squared, edge_features, receivers, senders, degree
+        )
         moved = positions + step + self.velocity_scale(features, velocities) * velocities
         if self.has_gravity:
             moved = moved + self.gravity_mlp(features) * gravity

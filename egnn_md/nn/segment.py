@@ -1,6 +1,6 @@
 """Sums and means of rows that belong together (edges of a receiver, particles of a graph), and exact constants."""
 
-from typing import List  # noqa: UP035 - TorchScript reads argument types from here
+from typing import List, Optional  # noqa: UP035 - TorchScript reads argument types from here
 
 import torch
 from torch import Tensor
@@ -31,7 +31,8 @@ def segment_counts(index: Tensor, size: int, like: Tensor) -> Tensor:
     )
 
 
-def segment_mean(values: Tensor, index: Tensor, size: int) -> Tensor:
-    """Mean of rows by ``index``; zero for rows without entry."""
-    counts = segment_counts(index, size, values).clamp(min=1.0)
-    return segment_sum(values, index, size) / counts.reshape([size] + [1] * (values.dim() - 1))
+def segment_mean(values: Tensor, index: Tensor, size: int, counts: Optional[Tensor] = None) -> Tensor:  # noqa: UP045
+    """Mean of rows by ``index``; zero for rows without entry. ``counts`` (size,) are those of ``segment_counts``."""
+    if counts is None:
+        counts = segment_counts(index, size, values)
+    return segment_sum(values, index, size) / counts.clamp(min=1.0).reshape([size] + [1] * (values.dim() - 1))

@@ -14,8 +14,8 @@ nobody, they carry features only. Why: docs/decisions/0002.
 import torch
 from torch import Tensor, nn
 
-from egnn_md.nn.perceptron import Gate, coordinate_perceptron, perceptron
-from egnn_md.nn.segment import segment_mean
+from egnn_md.nn.perceptron import Gate, SplitPerceptron, coordinate_perceptron, perceptron
+from egnn_md.nn.segment import segment_counts, segment_mean
 
 
 class VirtualNodes(nn.Module):
@@ -36,7 +36,7 @@ class VirtualNodes(nn.Module):
     ) -> None:
         super().__init__()
         self.residual = residual
-        self.edge_mlp = perceptron(2 * hidden + 1 + channels, hidden, hidden, final_activation=True)
+        self.edge_mlp = SplitPerceptron(hidden, 1 + channels)
         self.gate: nn.Module = Gate(hidden) if attention else nn.Identity()
         self.coord_mlp = coordinate_perceptron(hidden, tanh=tanh)
         self.position_mlp = coordinate_perceptron(hidden, tanh=tanh)
@@ -65,31 +65,26 @@ class VirtualNodes(nn.Module):
             the particles' step (N, 3), their mean message (N, F), new virtual features (G, F, C), new virtual
             positions (G, 3, C).
         """
-        graphs, channels = virtual_features.shape[0], virtual_features.shape[2]
+        graphs = virtual_features.shape[0]
+        own, places = virtual_features.transpose(1, 2), virtual_positions.transpose(1, 2)  # (G, C, F), (G, C, 3)
         is_open = periodic.logical_not().to(positions.dtype).reshape(-1, 1, 1)
-        centre = segment_mean(positions, batch, graphs)
-        centred = (virtual_positions - centre.unsqueeze(2)) * is_open
-        mixing = torch.matmul(centred.transpose(1, 2), centred)
-        to_virtual = (virtual_positions[batch] - positions.unsqueeze(2)) * is_open[batch]  # (N, 3, C)
-        distance = torch.linalg.vector_norm(to_virtual, dim=1).unsqueeze(2)  # (N, C, 1)
-        message = self.gate(
-            self.edge_mlp(
-                torch.cat(
-                    [
-                        features.unsqueeze(1).expand(-1, channels, -1),
-                        virtual_features.transpose(1, 2)[batch],
-                        distance,
-                        mixing.transpose(1, 2)[batch],
-                    ],
-                    2,
-                )
-            )
-        )
+        counts = segment_counts(batch, graphs, positions)
+        centre = segment_mean(positions, batch, graphs, counts).unsqueeze(1)
+        centred = (places - centre) * is_open
+        mixing = torch.matmul(centred, centred.transpose(1, 2))
+        to_virtual = places.index_select(0, batch) - positions.unsqueeze(1)  # (N, C, 3)
+        to_virtual = to_virtual * is_open.index_select(0, batch)
+        distance = torch.linalg.vector_norm(to_virtual, dim=2).unsqueeze(2)
+
+        geometry_map = self.edge_mlp.geometry_map()
+        of_virtual = self.edge_mlp.part_b(own) + torch.matmul(mixing, geometry_map[1:])
+        joined = self.edge_mlp.part_a(features).unsqueeze(1) + of_virtual.index_select(0, batch)
+        message = self.gate(self.edge_mlp(joined + distance * geometry_map[0]))  # (N, C, F)
+
         # to_virtual is zero in a periodic cell, and so are both steps
-        step = (-to_virtual * self.coord_mlp(message).transpose(1, 2)).mean(2)
-        virtual_step = to_virtual * self.position_mlp(message).transpose(1, 2)
-        virtual_positions = virtual_positions + segment_mean(virtual_step, batch, graphs)
-        own = virtual_features.transpose(1, 2)
-        update = self.node_mlp(torch.cat([own, segment_mean(message, batch, graphs)], 2)).transpose(1, 2)
-        virtual_features = virtual_features + update if self.residual else update
-        return step, message.mean(1), virtual_features, virtual_positions
+        step = -(to_virtual * self.coord_mlp(message)).mean(1)
+        virtual_step = to_virtual * self.position_mlp(message)
+        places = places + segment_mean(virtual_step, batch, graphs, counts)
+        update = self.node_mlp(torch.cat([own, segment_mean(message, batch, graphs, counts)], 2))
+        own = own + update if self.residual else update
+        return step, message.mean(1), own.transpose(1, 2), places.transpose(1, 2)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,7 +48,7 @@ class Case:
     def tensor(self, name: str) -> torch.Tensor | None:
         return torch.tensor(self.arrays[name]) if name in self.arrays else None
 
-    def run(self, network: torch.nn.Module, positions: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def run(self, network: Callable[..., Any], positions: torch.Tensor) -> Any:
         return network(
             self.tensor("in/node_feat"),
             positions,
@@ -85,6 +87,9 @@ def test_every_layer(name: str) -> None:
     for index, output in enumerate(seen):
         for value, field in zip(output, ("node_feat", "pos", "virtual_feat", "virtual_pos"), strict=True):
             assert relative(value, case.tensor(f"layer{index}/{field}")) < RELATIVE, (index, field)
+    steps, _, _ = case.run(case.network.layer_positions, case.tensor("in/pos"))
+    for index, positions in enumerate(steps):
+        assert relative(positions, case.tensor(f"layer{index}/pos")) < RELATIVE, index
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -189,3 +189,19 @@ def test_reference_propagators() -> None:
     prediction = model.predict(graph)
     assert torch.equal(prediction.positions[~free[:, 0]], graph.positions[~free[:, 0]])
     assert not prediction.velocities[~free[:, 0]].any()
+
+
+def test_nobody_is_put_behind_a_wall() -> None:
+    model = model_of("liquid")
+    graph = system(model.config)
+    assert graph.velocities is not None
+    fast = replace(graph, velocities=20 * graph.velocities)
+    low, high = (torch.tensor(side, dtype=torch.float64) for side in zip(*WALLS, strict=True))
+    soft = model.train().predict(fast)
+    hard = model.eval().predict(fast)
+    outside = (soft.positions < low) | (soft.positions > high)
+    assert outside.sum() > 5
+    assert torch.allclose(hard.positions, soft.positions.clamp(low, high), rtol=0, atol=TOLERANCE)
+    into = torch.where(soft.positions < low, soft.velocities.clamp(min=0), soft.velocities.clamp(max=0))
+    expected = torch.where(outside, into, soft.velocities)
+    assert torch.allclose(hard.velocities, expected, rtol=0, atol=TOLERANCE * 100)
