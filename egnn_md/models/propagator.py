@@ -265,7 +265,7 @@ class FastEGNNPropagator(nn.Module):
         return torch.cat([u**2, u**4, u**8], 2)
 
     def _stopped_by_walls(self, positions: Tensor, moved: Tensor, velocities: Tensor) -> Tuple[Tensor, Tensor]:  # noqa: UP006
-        """Motion (N, 3) that ends on the wall instead of behind it, and velocities (N, 3) without their part into it."""
+        """Motion (N, 3) that ends on the wall, not behind it, and velocities (N, 3) without their part into it."""
         for index in range(6):
             normal = self.wall_normals[index]
             inside = (positions + moved) @ normal - self.wall_offsets[index]

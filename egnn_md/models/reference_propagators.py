@@ -17,13 +17,13 @@ class _Reference(nn.Module):
     """
 
     name = ""
+    static_species: Tensor
 
     def __init__(self, config: PropagatorConfig) -> None:
         super().__init__()
         self.config = config
         # follows .to(device): outputs must be where the inputs are
-        static = torch.tensor(config.static_species, dtype=torch.long)
-        self.register_buffer("static_species", static, persistent=False)
+        self.register_buffer("static_species", torch.tensor(config.static_species, dtype=torch.long), persistent=False)
 
     def displacement(self, velocities: Tensor) -> Tensor:
         """(N, 3) motion in one stride."""
