@@ -252,6 +252,8 @@ def load_model(
 _RENAMES = (
     ("gcl_", "layers."),
     (".edge_mlp_virtual.", ".virtual.edge_mlp."),
+    (".edge_mlp.0.", ".edge_mlp.first."),
+    (".edge_mlp.2.", ".edge_mlp.second."),
     (".att_mlp_virtual.0.", ".virtual.gate.linear."),
     (".att_mlp.0.", ".edge_gate.linear."),
     (".coord_mlp_r_virtual.", ".virtual.coord_mlp."),
@@ -289,7 +291,7 @@ def config_from_weights(
         hidden, node_features = weights["embedding.weight"].shape
         channels = weights["virtual_features"].shape[2]
         layers = 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("layers."))
-        edge_features = weights["layers.0.edge_mlp.0.weight"].shape[1] - 2 * hidden - 1
+        edge_features = weights["layers.0.edge_mlp.first.weight"].shape[1] - 2 * hidden - 1
         aggregates = 3 if channels else 2
         attributes = weights["layers.0.node_mlp.0.weight"].shape[1] - aggregates * hidden
     except (KeyError, ValueError) as error:

@@ -18,24 +18,19 @@ def command(
         typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. --set optimizer.lr=1e-3."),
     ] = None,
 ) -> None:
-    """Train a potential on labelled structures."""
+    """Train a potential on labelled structures, or (task: propagator) a propagator on trajectories."""
     from rich.console import Console
 
     from egnn_md.training.memory import keep_freed_memory
-    from egnn_md.training.train import load_config, train
+    from egnn_md.training.tasks import load_any_config, run_training
 
     keep_freed_memory()
     console = Console()
-    result = train(load_config(config, overrides or []), resume=resume, console=console)
+    result = run_training(load_any_config(config, overrides or []), resume=resume, console=console)
     if not result.finished:
         raise typer.Exit(130)
-    for part, errors in result.errors.items():
-        console.print(
-            f"{part}: force RMSE {errors['force_rmse']:.1f} meV/Å, energy RMSE {errors['energy_rmse']:.2f} "
-            f"({errors['energy_rmse_centred']:.2f} without the mean offset) meV/atom",
-            highlight=False,
-            soft_wrap=True,
-        )
+    for line in result.summary:
+        console.print(line, highlight=False, soft_wrap=True)
     console.print(f"model: {result.model}", highlight=False, soft_wrap=True)
 
 

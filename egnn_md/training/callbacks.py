@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +15,35 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from torch import nn
 
-from egnn_md.graph import ParticleGraph
-from egnn_md.training.config import LossSection
 from egnn_md.training.logs import CsvLog
-from egnn_md.training.metrics import measure_errors
-from egnn_md.training.module import PotentialModule
+from egnn_md.training.module import TrainingModule
 
 CHECKPOINT_NAME = "last.ckpt"
-TRAIN_COLUMNS = ("step", "epoch", "lr", "loss", "energy", "forces", "stress", "grad_norm", "elapsed")
-VALID_COLUMNS = (
-    "step", "elapsed", "loss", "energy_mae", "energy_rmse", "energy_offset", "energy_mae_centred",
-    "energy_rmse_centred", "force_mae", "force_rmse", "force_max", "stress_mae", "stress_rmse",
-)  # fmt: skip
+TRAIN_COLUMNS = ("step", "epoch", "lr", "loss")
+TRAIN_END = ("grad_norm", "elapsed")
+VALID_COLUMNS = ("step", "elapsed", "loss")
+Errors = dict[str, float]
 
 
-def validation_loss(errors: dict[str, float], settings: LossSection) -> float:
-    """The squared training loss, from measured errors (meV/atom, meV/Å; the stress is left out)."""
-    return settings.energy * (errors["energy_rmse"] / 1e3) ** 2 + settings.forces * (errors["force_rmse"] / 1e3) ** 2
+@dataclass(frozen=True)
+class Measurements:
+    """What a task logs and measures.
+
+    Attributes:
+        parts: names of the loss's parts, columns of ``train.csv``.
+        errors: names of the validation errors beside ``loss``, columns of ``valid.csv``.
+        validate: errors of a model on the validation set, ``loss`` among them.
+        describe: one line out of them for the terminal or a log file.
+        note: a few words for the progress bar.
+    """
+
+    parts: tuple[str, ...]
+    errors: tuple[str, ...]
+    validate: Callable[[nn.Module], Errors]
+    describe: Callable[[Errors], str]
+    note: Callable[[Errors], str]
 
 
 class Bookkeeper(Checkpoint):
@@ -42,8 +54,8 @@ class Bookkeeper(Checkpoint):
 
     Args:
         directory: of the run.
-        valid: graphs to validate on.
-        structures: size of the training set, to count epochs.
+        measurements: what to log and how to validate.
+        samples: size of the training set, to count epochs.
         save_best: called with the module when the monitored error improved.
         resume_at: the step the run continues from, or None.
     """
@@ -51,30 +63,31 @@ class Bookkeeper(Checkpoint):
     def __init__(
         self,
         directory: Path,
-        valid: Sequence[ParticleGraph],
-        structures: int,
-        save_best: Callable[[PotentialModule, dict[str, float]], None],
+        measurements: Measurements,
+        samples: int,
+        save_best: Callable[[TrainingModule, Errors], None],
         resume_at: int | None = None,
     ) -> None:
         self.directory = directory
-        self.valid = valid
-        self.structures = structures
+        self.measurements = measurements
+        self.samples = samples
         self.save_best = save_best
-        self.train_log = CsvLog(directory / "train.csv", TRAIN_COLUMNS, resume_at)
-        self.valid_log = CsvLog(directory / "valid.csv", VALID_COLUMNS, resume_at)
-        self.last_errors: dict[str, float] = {}
+        train_columns = (*TRAIN_COLUMNS, *measurements.parts, *TRAIN_END)
+        self.train_log = CsvLog(directory / "train.csv", train_columns, resume_at)
+        self.valid_log = CsvLog(directory / "valid.csv", (*VALID_COLUMNS, *measurements.errors), resume_at)
+        self.last_errors: Errors = {}
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """A row of the log every ``log_every`` steps."""
-        assert isinstance(pl_module, PotentialModule)
+        assert isinstance(pl_module, TrainingModule)
         step = trainer.global_step
         if step % pl_module.config.log_every:
             return
         row: dict[str, float] = {
             "step": step,
-            "epoch": step * pl_module.config.batch_size / self.structures,
+            "epoch": step * pl_module.config.batch_size / self.samples,
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
             "grad_norm": pl_module.grad_norm,
             "elapsed": pl_module.elapsed(),
@@ -85,7 +98,7 @@ class Bookkeeper(Checkpoint):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End of a round (Lightning's epoch): validate if due, then save everything."""
-        assert isinstance(pl_module, PotentialModule)
+        assert isinstance(pl_module, TrainingModule)
         step = trainer.global_step
         if step and (step % pl_module.config.validate_every == 0 or pl_module.finished()):
             self._validate(trainer, pl_module)
@@ -100,15 +113,14 @@ class Bookkeeper(Checkpoint):
             os.fsync(file.fileno())
         temporary.replace(target)
 
-    def _validate(self, trainer: Trainer, module: PotentialModule) -> None:
+    def _validate(self, trainer: Trainer, module: TrainingModule) -> None:
         config = module.config
         model = module.validated
         was_training = model.training
         model.eval()
         with torch.random.fork_rng(devices=[]):
-            errors = measure_errors(model, self.valid, batch_size=max(4, config.batch_size))
+            errors = self.measurements.validate(model)
         model.train(was_training)
-        errors["loss"] = validation_loss(errors, config.loss)
         self.last_errors = errors
         row = {"step": trainer.global_step, "elapsed": module.elapsed(), **errors}
         self.valid_log.append(row)
@@ -165,7 +177,7 @@ class ProgressReport(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Move the bar now and then: drawing must not cost what training needs."""
-        assert isinstance(pl_module, PotentialModule)
+        assert isinstance(pl_module, TrainingModule)
         if self.bar is None or self.task is None or trainer.global_step % 10:
             return
         done = self._done(trainer, pl_module)
@@ -174,11 +186,11 @@ class ProgressReport(Callback):
         errors = self.bookkeeper.last_errors
         note = f"step {trainer.global_step}, {left / 60:.1f} min left"
         if errors:
-            note += f", valid {errors['force_rmse']:.1f} meV/Å {errors['energy_rmse_centred']:.2f} meV/atom"
+            note += f", valid {self.bookkeeper.measurements.note(errors)}"
         self.bar.update(self.task, completed=done, note=note)
 
     @staticmethod
-    def _done(trainer: Trainer, module: PotentialModule) -> float:
+    def _done(trainer: Trainer, module: TrainingModule) -> float:
         schedule = module.schedule
         parts = [0.0]
         if schedule.max_steps:
@@ -210,12 +222,11 @@ class ProgressReport(Callback):
         errors = self.bookkeeper.last_errors
         if not errors or errors is self.reported:
             return
-        assert isinstance(pl_module, PotentialModule)
+        assert isinstance(pl_module, TrainingModule)
         self.reported = errors
         self.console.print(
-            f"step {trainer.global_step:>7}  {pl_module.elapsed() / 60:7.1f} min  valid: force RMSE "
-            f"{errors['force_rmse']:.1f} meV/Å, energy RMSE {errors['energy_rmse']:.2f} "
-            f"({errors['energy_rmse_centred']:.2f} centred) meV/atom, loss {errors['loss']:.4g}",
+            f"step {trainer.global_step:>7}  {pl_module.elapsed() / 60:7.1f} min  valid: "
+            f"{self.bookkeeper.measurements.describe(errors)}",
             highlight=False,
             soft_wrap=True,
         )
@@ -232,7 +243,7 @@ class StopOnSignals(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the signals (only a process's main thread can)."""
-        assert isinstance(pl_module, PotentialModule)
+        assert isinstance(pl_module, TrainingModule)
         if threading.current_thread() is not threading.main_thread():
             return
 

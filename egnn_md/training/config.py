@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -14,11 +14,13 @@ def _one_or_many(value: Any) -> Any:
 Files = Annotated[list[str], BeforeValidator(_one_or_many)]
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """A strict part of a configuration."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class DataSection(_Section):
+class DataSection(Section):
     """Where the labels come from. Paths and glob patterns are relative to the working directory."""
 
     train: Files = Field(min_length=1, description="label files to learn from")
@@ -42,7 +44,7 @@ class DataSection(_Section):
         return self
 
 
-class LossSection(_Section):
+class LossSection(Section):
     """``energy · ⟨(ΔE/N)²⟩ + forces · ⟨ΔF²⟩ + stress · ⟨Δσ²⟩``, or the Huber function instead of the square.
 
     Units before weighting: eV an atom, eV/Å (per component), eV/Å³ (per component).
@@ -61,7 +63,7 @@ class LossSection(_Section):
         return self
 
 
-class OptimizerSection(_Section):
+class OptimizerSection(Section):
     """AdamW; decay acts on weight matrices only, not on biases, embeddings or scales."""
 
     lr: float = Field(default=3e-3, gt=0)
@@ -76,31 +78,23 @@ class OptimizerSection(_Section):
         return self
 
 
-class ScheduleSection(_Section):
+class ScheduleSection(Section):
     """Linear warm-up, then half a cosine down to ``floor`` times the learning rate."""
 
     warmup_steps: int = Field(default=100, ge=0)
     floor: float = Field(default=0.01, ge=0, le=1)
 
 
-class EarlyStoppingSection(_Section):
+class EarlyStoppingSection(Section):
     """Stop when the monitored validation error has not improved for ``patience`` validations."""
 
     patience: int | None = Field(default=None, gt=0)
-    min_delta: float = Field(default=0.0, ge=0, description="improvement (meV/Å, or loss) that counts")
+    min_delta: float = Field(default=0.0, ge=0, description="improvement, in the monitored error's unit, that counts")
 
 
-class TrainConfig(_Section):
-    """A training run.
+class RunConfig(Section):
+    """What every training run can be told, whatever it trains."""
 
-    ``model`` holds the fields of :class:`egnn_md.models.PotentialConfig`, all optional (elements, atomic
-    energies, mean neighbour count and scale come from the training data unless given), and ``start_from``:
-    a model file to fine-tune.
-    """
-
-    data: DataSection
-    model: dict[str, Any] = {}
-    loss: LossSection = LossSection()
     optimizer: OptimizerSection = OptimizerSection()
     schedule: ScheduleSection = ScheduleSection()
     early_stopping: EarlyStoppingSection = EarlyStoppingSection()
@@ -120,7 +114,7 @@ class TrainConfig(_Section):
     checkpoint_every: int = Field(default=100, gt=0, description="steps; what a kill can cost")
     log_every: int = Field(default=20, gt=0, description="steps")
     keep: Literal["best", "last"] = "best"
-    monitor: Literal["force_rmse", "loss"] = "loss"
+    monitor: str = "loss"
     tensorboard: bool = True
     name: str = Field(default="potential", min_length=1)
     description: str = ""
@@ -128,10 +122,25 @@ class TrainConfig(_Section):
     output: str = Field(min_length=1, description="directory; it is made")
 
     @model_validator(mode="after")
-    def _an_end(self) -> TrainConfig:
+    def _an_end(self) -> Self:
         if self.max_steps is None and self.max_epochs is None and self.max_time_minutes is None:
             raise ValueError("give max_steps, max_epochs or max_time_minutes: the run needs an end")
         return self
+
+
+class TrainConfig(RunConfig):
+    """Training of a potential.
+
+    ``model`` holds the fields of :class:`egnn_md.models.PotentialConfig`, all optional (elements, atomic
+    energies, mean neighbour count and scale come from the training data unless given), and ``start_from``:
+    a model file to fine-tune.
+    """
+
+    task: Literal["potential"] = "potential"
+    data: DataSection
+    model: dict[str, Any] = {}
+    loss: LossSection = LossSection()
+    monitor: Literal["force_rmse", "loss"] = "loss"
 
 
 #: Keys that a resumed run may change: they do not touch what was learned so far.
@@ -139,6 +148,6 @@ RUNTIME_KEYS = frozenset(
     {
         "max_steps", "max_epochs", "max_time_minutes", "early_stopping", "threads", "device",
         "validate_every", "checkpoint_every", "log_every", "keep", "monitor", "tensorboard", "name",
-        "description", "licence", "output",
+        "description", "licence", "output", "cache_gb",
     }
 )  # fmt: skip

@@ -23,6 +23,28 @@ def _kernel(squared: Tensor, sigma: float, kernel: str) -> Tensor:
     return torch.exp(-torch.where(positive, distance, torch.zeros_like(distance)) / (2 * sigma**2))
 
 
+def sample_rows(batch: Tensor, graphs: int, samples: int, generator: torch.Generator | None = None) -> Tensor:
+    """Rows of ``samples`` random members of every graph, without repetition, all graphs at once.
+
+    Args:
+        batch: (n,) graph of each row.
+        graphs: G.
+        samples: rows a graph; a smaller graph gives all of its rows.
+        generator: on the CPU, so that every device draws the same.
+
+    Raises:
+        InputError: fewer than one sample.
+    """
+    if samples < 1:
+        raise InputError(f"{samples} samples a graph; at least one is needed")
+    # a random order within each graph: sort by graph first, by a random number second
+    keys = torch.rand(batch.shape[0], generator=generator, dtype=torch.float64).to(batch.device)
+    order = torch.argsort(batch + keys)
+    counts = torch.bincount(batch, minlength=graphs)
+    rank = torch.arange(batch.shape[0], device=batch.device) - (torch.cumsum(counts, 0) - counts)[batch[order]]
+    return order[rank < samples]
+
+
 def mmd_loss(
     virtual_positions: Tensor,
     target: Tensor,
@@ -30,6 +52,8 @@ def mmd_loss(
     *,
     sigma: float,
     kernel: str = "published",
+    samples: int | None = None,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     """Maximum mean discrepancy between virtual nodes and target positions, without the constant term.
 
@@ -37,18 +61,31 @@ def mmd_loss(
 
     Args:
         virtual_positions: (G, 3, C).
-        target: (n, 3) sampled target positions y of all graphs.
+        target: (n, 3) target positions y of all graphs.
         batch: (n,) graph of each target, every graph at least once.
-        sigma: kernel width.
+        sigma: kernel width; σ is a length for ``gaussian``, σ² is one for ``published``.
         kernel: ``published`` is exp(-|a-b| / 2σ²), as the authors' code has it; ``gaussian`` is
             exp(-|a-b|² / 2σ²), as the paper prints it.
+        samples: that many random targets a graph (all of a smaller graph); every target if None. The authors'
+            configurations draw 3 C of them.
+        generator: of the samples, on the CPU; torch's own if None.
+
+    Returns:
+        () the mean over graphs.
 
     Raises:
-        InputError: an unknown kernel.
+        InputError: an unknown kernel, a width that is not positive, no virtual nodes, or no sample.
     """
     if kernel not in KERNELS:
         raise InputError(f"unknown MMD kernel {kernel!r}; known: {', '.join(KERNELS)}")
+    if not sigma > 0:
+        raise InputError(f"the MMD kernel's width sigma is {sigma}; it must be positive")
     graphs = virtual_positions.shape[0]
+    if virtual_positions.shape[2] == 0:
+        raise InputError("there are no virtual nodes (C = 0), so there is no MMD; leave the term out")
+    if samples is not None:
+        rows = sample_rows(batch, graphs, samples, generator)
+        target, batch = target[rows], batch[rows]
     nodes = virtual_positions.transpose(1, 2)  # (G, C, 3)
     among = (nodes[:, :, None] - nodes[:, None]).pow(2).sum(-1)
     across = (target[:, None] - nodes[batch]).pow(2).sum(-1)  # (n, C)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from copy import deepcopy
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningModule
@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 from egnn_md.errors import TrainingError
 from egnn_md.graph import ParticleGraph
 from egnn_md.models import Potential, evaluate
-from egnn_md.training.config import TrainConfig
+from egnn_md.training.config import RunConfig, TrainConfig
 from egnn_md.training.fast_silu import use_fast_silu
 from egnn_md.training.loss import potential_loss
 from egnn_md.training.schedule import CosineSchedule
@@ -40,29 +40,29 @@ def moving_average(decay: float) -> Any:
     return update
 
 
-class PotentialModule(LightningModule):
-    """Energy, force and stress training of a potential, with an average of its weights.
+class TrainingModule(LightningModule):
+    """One model being trained, with an average of its weights: what potentials and propagators share.
 
     Args:
-        potential: the model to start from; a copy of it is optimised.
+        model: what to start from; a copy of it is optimised, and lives under the name :attr:`role`.
         config: the run.
         schedule: learning rate and end of the run.
         data_digest: of the training set; a checkpoint refuses to go on with other data.
     """
 
-    def __init__(
-        self, potential: Potential, config: TrainConfig, schedule: CosineSchedule, data_digest: str
-    ) -> None:
+    role: ClassVar[str]
+    remedy: ClassVar[str] = ""  #: what else can help when the loss is not finite
+
+    def __init__(self, model: nn.Module, config: RunConfig, schedule: CosineSchedule, data_digest: str) -> None:
         super().__init__()
-        self.potential = deepcopy(potential)
-        use_fast_silu(self.potential)
+        self.add_module(self.role, self.prepare(deepcopy(model)))
         self.config = config
         self.schedule = schedule
         self.data_digest = data_digest
         self.averaged: AveragedModel | None = None
         if config.ema_decay > 0:
             self.averaged = AveragedModel(
-                deepcopy(self.potential), multi_avg_fn=moving_average(config.ema_decay)
+                deepcopy(self.trained), multi_avg_fn=moving_average(config.ema_decay)
             ).requires_grad_(False)
         self.elapsed_before = 0.0
         self.started = time.monotonic()
@@ -74,12 +74,27 @@ class PotentialModule(LightningModule):
         self.window: dict[str, float] = {}
         self.grad_norm = 0.0
 
-    @property
-    def validated(self) -> Potential:
-        """The weights that are validated and saved: the average, or the plain ones if it is off."""
-        model = self.potential if self.averaged is None else self.averaged.module
-        assert isinstance(model, Potential)
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """Change the copy that is trained; weights and their names must stay."""
         return model
+
+    def loss_parts(self, batch: ParticleGraph) -> dict[str, Tensor]:
+        """The ``loss`` of one batch, and the parts of it that the log shows."""
+        raise NotImplementedError
+
+    @property
+    def trained(self) -> nn.Module:
+        """The weights that are optimised."""
+        return self.get_submodule(self.role)
+
+    @property
+    def validated(self) -> nn.Module:
+        """The weights that are validated and saved: the average, or the plain ones if it is off."""
+        if self.averaged is None:
+            return self.trained
+        module = self.averaged.module
+        assert isinstance(module, nn.Module)
+        return module
 
     def elapsed(self) -> float:
         """Seconds of training so far, interrupted parts included."""
@@ -90,15 +105,17 @@ class PotentialModule(LightningModule):
         return self.stopped_early or self.schedule.finished(self.global_step, self.elapsed())
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW; weight decay on the matrices of linear maps only."""
+        """AdamW or Adam; weight decay on the matrices of linear maps only."""
         settings = self.config.optimizer
-        matrices = {id(layer.weight) for layer in self.potential.modules() if isinstance(layer, nn.Linear)}
-        trained = [p for p in self.potential.parameters() if p.requires_grad]
+        matrices = {id(layer.weight) for layer in self.trained.modules() if isinstance(layer, nn.Linear)}
+        trained = [p for p in self.trained.parameters() if p.requires_grad]
         groups = [
             {"params": [p for p in trained if id(p) in matrices], "weight_decay": settings.weight_decay},
             {"params": [p for p in trained if id(p) not in matrices], "weight_decay": 0.0},
         ]
-        return torch.optim.AdamW(
+        kind: type[torch.optim.Adam | torch.optim.AdamW]
+        kind = torch.optim.Adam if getattr(settings, "kind", "adamw") == "adam" else torch.optim.AdamW
+        return kind(
             [group for group in groups if group["params"]],
             lr=settings.lr,
             betas=settings.betas,
@@ -123,19 +140,15 @@ class PotentialModule(LightningModule):
             group["lr"] = self.config.optimizer.lr * factor
 
     def training_step(self, batch: ParticleGraph, batch_idx: int) -> Tensor:
-        """Loss of one batch; forces and stress keep their graph, because the loss is differentiated again."""
-        settings = self.config.loss
-        prediction = evaluate(
-            self.potential, batch, forces=settings.forces > 0, stress=settings.stress > 0, training=True
-        )
-        parts = potential_loss(prediction, batch, settings)
-        for name, value in parts.items():
-            number = float(value.detach())
+        """Loss of one batch, refused if it is not finite."""
+        parts = self.loss_parts(batch)
+        # one transfer for all of them: each one waits for the device
+        numbers = torch.stack([value.detach().double() for value in parts.values()]).tolist()
+        for name, number in zip(parts, numbers, strict=True):
             if not math.isfinite(number):
                 raise TrainingError(
                     f"step {self.global_step}: the {name} error is {number}. The last checkpoint is from "
-                    "before; start again with a smaller optimizer.lr or clip_norm, or without hard "
-                    "structures (data.max_force)"
+                    f"before; start again with a smaller optimizer.lr or clip_norm{self.remedy}"
                 )
             self.window[name] = self.window.get(name, 0.0) + number
         self.window["count"] = self.window.get("count", 0.0) + 1.0
@@ -149,13 +162,13 @@ class PotentialModule(LightningModule):
     ) -> None:
         """Clip the norm of all gradients together, and remember it for the log."""
         limit = math.inf if self.config.clip_norm is None else self.config.clip_norm
-        trained = [p for p in self.potential.parameters() if p.requires_grad]
+        trained = [p for p in self.trained.parameters() if p.requires_grad]
         self.grad_norm = float(torch.nn.utils.clip_grad_norm_(trained, limit, foreach=True))
 
     def on_train_batch_end(self, outputs: Any, batch: ParticleGraph, batch_idx: int) -> None:
         """Follow with the average, and stop between steps, where the state is whole."""
         if self.averaged is not None:
-            self.averaged.update_parameters(self.potential)
+            self.averaged.update_parameters(self.trained)
         if self.stop_requested or self.finished():
             self.trainer.should_stop = True
 
@@ -191,3 +204,26 @@ class PotentialModule(LightningModule):
         self.stopped_early = bool(state["stopped_early"])
         self.window = {str(name): float(value) for name, value in state["window"].items()}
         torch.set_rng_state(state["rng"].cpu())
+
+
+class PotentialModule(TrainingModule):
+    """Energy, force and stress training of a potential."""
+
+    role = "potential"
+    remedy = ", or without hard structures (data.max_force)"
+    config: TrainConfig
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """With a SiLU whose second derivative is cheap: the loss on forces is differentiated twice."""
+        use_fast_silu(model)
+        return model
+
+    def loss_parts(self, batch: ParticleGraph) -> dict[str, Tensor]:
+        """Forces and stress keep their graph, because the loss is differentiated again."""
+        settings = self.config.loss
+        potential = self.trained
+        assert isinstance(potential, Potential)
+        prediction = evaluate(
+            potential, batch, forces=settings.forces > 0, stress=settings.stress > 0, training=True
+        )
+        return potential_loss(prediction, batch, settings)

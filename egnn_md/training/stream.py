@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
 import torch
 
 from egnn_md.graph import ParticleGraph
+
+
+class Samples(Protocol):
+    """A list of graphs, or something that makes them when asked."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> ParticleGraph: ...
 
 
 class BatchStream:
@@ -29,7 +38,7 @@ class BatchStream:
 
     def __init__(
         self,
-        graphs: list[ParticleGraph],
+        graphs: Samples,
         batch_size: int,
         seed: int,
         periods: Sequence[int],

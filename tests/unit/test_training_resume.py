@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -144,3 +145,15 @@ def test_a_checkpoint_with_code_in_it_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"last\.ckpt"):
         train(config, resume=True)
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_checkpoint_from_before_there_were_two_tasks_goes_on(tmp_path: Path) -> None:
+    """A configuration stored without the key ``task`` is one of a potential."""
+    train(tiny(tmp_path))
+    path = tmp_path / "run" / "last.ckpt"
+    state = torch.load(path, weights_only=True)
+    stored = json.loads(state["egnn_md"]["config"])
+    assert stored.pop("task") == "potential"
+    state["egnn_md"]["config"] = json.dumps(stored)
+    torch.save(state, path)
+    assert train(tiny(tmp_path, max_steps=14), resume=True).steps == 14

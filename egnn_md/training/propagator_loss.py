@@ -1,0 +1,138 @@
+"""Training loss of a propagator: the paper's, with a velocity term, over one stride or several in a row."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from egnn_md.graph import ParticleGraph
+from egnn_md.models.propagator import Prediction, PropagatorConfig
+from egnn_md.training.batches import DROP, SAMPLES, rebuild_edges, step_generator
+from egnn_md.training.mmd import mmd_loss
+from egnn_md.training.propagator_config import PropagatorLossSection
+
+PARTS = ("mse", "velocity_mse", "mmd")
+
+
+def predict(model: nn.Module, graph: ParticleGraph) -> Prediction:
+    """``model.predict`` without its checks, which wait for the device; the data were checked before the run."""
+    return Prediction(
+        *model(
+            graph.positions,
+            graph.velocities,
+            graph.species,
+            graph.edge_index,
+            graph.shifts(),
+            graph.batch,
+            graph.periodic,
+            graph.node_features,
+        )
+    )
+
+
+def moving_particles(graph: ParticleGraph, config: PropagatorConfig) -> Tensor | None:
+    """(N,) bool, False for particles that never move; None where all do."""
+    if not config.static_species:
+        return None
+    return ~torch.isin(graph.species, torch.tensor(config.static_species, device=graph.species.device))
+
+
+def squared_error(one: Tensor, other: Tensor, moving: Tensor | None) -> Tensor:
+    """() mean over moving particles and the three components, as torch's MSELoss over them."""
+    error = (one - other).pow(2)
+    return error.mean() if moving is None else error[moving].mean()
+
+
+def stride_loss(
+    prediction: Prediction,
+    target: Tensor,
+    target_velocities: Tensor,
+    graph: ParticleGraph,
+    config: PropagatorConfig,
+    settings: PropagatorLossSection,
+    generator: torch.Generator | None = None,
+) -> dict[str, Tensor]:
+    """Loss of one stride.
+
+    =========================================  =====================================================
+    symbol                                     variable
+    =========================================  =====================================================
+    x', v', Z                                  ``prediction``: (N, 3), (N, 3), (G, 3, C)
+    y, w                                       ``target``, ``target_velocities`` (N, 3)
+    s, λ                                       ``config.stride``, ``settings.mmd``
+    L = [⟨|x'-y|²⟩/3 + a ⟨|v'-w|²⟩ s²/3] / scale² + λ MMD(Z, y)   ``loss``
+    =========================================  =====================================================
+
+    ⟨·⟩ is over all particles of the batch that can move. The MMD's targets are all particles, or some of them
+    (``settings.samples``). Source: arXiv 2506.19482; a = 0 and scale = 1 there.
+
+    Returns:
+        ``loss`` and, unweighted, ``mse``, ``velocity_mse`` (of v·s, a squared length), ``mmd`` where λ > 0.
+    """
+    moving = moving_particles(graph, config)
+    parts = {"mse": squared_error(prediction.positions, target, moving)}
+    stride = config.stride
+    parts["velocity_mse"] = squared_error(prediction.velocities * stride, target_velocities * stride, moving)
+    total = parts["mse"]
+    if settings.velocity > 0:
+        total = total + settings.velocity * parts["velocity_mse"]
+    total = total / settings.scale**2
+    if settings.mmd > 0:
+        assert settings.sigma is not None
+        parts["mmd"] = mmd_loss(
+            prediction.virtual_positions,
+            target,
+            graph.batch,
+            sigma=settings.sigma,
+            kernel=settings.kernel,
+            samples=settings.samples,
+            generator=generator,
+        )
+        total = total + settings.mmd * parts["mmd"]
+    return {**parts, "loss": total}
+
+
+def unrolled_loss(
+    model: nn.Module,
+    graph: ParticleGraph,
+    config: PropagatorConfig,
+    settings: PropagatorLossSection,
+    strides: int,
+    *,
+    seed: int = 0,
+    step: int = 0,
+) -> dict[str, Tensor]:
+    """:func:`stride_loss` averaged over ``strides`` predictions, each from the one before, gradients through all.
+
+    From the second stride on the edges are those of the predicted positions (held fixed for the gradient), dropped
+    as ``config`` says; random edges and MMD samples depend on ``seed``, ``step`` and the stride.
+
+    Args:
+        model: a propagator.
+        graph: a batch with ``targets`` and ``target_velocities`` (N, K, 3), K >= ``strides``.
+        config: the model's.
+        settings: the loss.
+        strides: how many.
+        seed: of the run.
+        step: of the training.
+    """
+    sums: dict[str, Tensor] = {}
+    for stride in range(strides):
+        prediction = predict(model, graph)
+        parts = stride_loss(
+            prediction,
+            graph.labels["targets"][:, stride],
+            graph.labels["target_velocities"][:, stride],
+            graph,
+            config,
+            settings,
+            step_generator(seed, step, SAMPLES, stride),
+        )
+        sums = {name: sums[name] + value if name in sums else value for name, value in parts.items()}
+        if stride + 1 < strides:
+            graph = replace(graph, positions=prediction.positions, velocities=prediction.velocities)
+            if config.cutoff is not None or config.drop_fraction > 0:
+                graph = rebuild_edges(graph, config, step_generator(seed, step, DROP, stride + 1))
+    return {name: value / strides for name, value in sums.items()}
