@@ -3,7 +3,7 @@
 No ``from __future__ import annotations`` here: TorchScript reads the annotations themselves.
 """
 
-from typing import Optional, Tuple
+from typing import Optional, Tuple  # noqa: UP035 - TorchScript reads types from here
 
 import torch
 from torch import Tensor

@@ -1,5 +1,6 @@
-"""egnn_md's models in ASE."""
+"""egnn_md's models in ASE: a potential is a calculator, a propagator a dynamics."""
 
 from egnn_md_ase.calculator import FastEGNNCalculator
+from egnn_md_ase.propagator import NoPotential, PropagatorDynamics
 
-__all__ = ["FastEGNNCalculator"]
+__all__ = ["FastEGNNCalculator", "NoPotential", "PropagatorDynamics"]

@@ -1,4 +1,4 @@
-"""Trained potentials in OpenMM: as an exported ``TorchForce``, as a ``PythonForce``, and through OpenMM-ML.
+"""Trained models in OpenMM: potentials as ``TorchForce``, ``PythonForce`` and through OpenMM-ML; propagators.
 
 Importing this package imports neither OpenMM nor PyTorch; the functions below do when they are first used.
 """
@@ -10,16 +10,25 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from egnn_md_openmm.failures import last_error, readable_errors
+    from egnn_md_openmm.propagator import PropagatorSimulation
     from egnn_md_openmm.system import add_potential, create_system, load_system
 
 _HOME = {
+    "PropagatorSimulation": "propagator",
     "add_potential": "system",
     "create_system": "system",
     "load_system": "system",
     "last_error": "failures",
     "readable_errors": "failures",
 }
-__all__ = ["add_potential", "create_system", "last_error", "load_system", "readable_errors"]
+__all__ = [
+    "PropagatorSimulation",
+    "add_potential",
+    "create_system",
+    "last_error",
+    "load_system",
+    "readable_errors",
+]
 
 
 def __getattr__(name: str) -> Any:
