@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from egnn_md.models.propagator import FastEGNNPropagator, PropagatorConfig
     from egnn_md.neighbors import drop_edges, neighbor_list
     from egnn_md.nn.fast_egnn import FastEGNN, FastEGNNConfig
+    from egnn_md.rollout.core import rollout
+    from egnn_md.training.mmd import mmd_loss
 
 _HOMES = {
     "FastEGNN": "egnn_md.nn.fast_egnn",
@@ -30,7 +32,9 @@ _HOMES = {
     "export_torchscript": "egnn_md.export",
     "import_authors_checkpoint": "egnn_md.checkpoint",
     "load_model": "egnn_md.checkpoint",
+    "mmd_loss": "egnn_md.training.mmd",
     "neighbor_list": "egnn_md.neighbors",
+    "rollout": "egnn_md.rollout",
     "save_model": "egnn_md.checkpoint",
 }
 
@@ -47,14 +51,18 @@ __all__ = [
     "export_torchscript",
     "import_authors_checkpoint",
     "load_model",
+    "mmd_loss",
     "neighbor_list",
+    "rollout",
     "save_model",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+        home = import_module(_HOMES[name])
+        # once imported, the package egnn_md.rollout is what that name means; it can be called like its function
+        return home if home.__name__ == f"{__name__}.{name}" else getattr(home, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

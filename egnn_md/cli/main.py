@@ -6,16 +6,16 @@ import sys
 
 import typer
 
-from egnn_md.cli import check, doctor, info, label, md, report, train
+from egnn_md.cli import check, doctor, evaluate, generate, info, label, md, report, rollout, train
 from egnn_md.errors import EgnnMdError
 
 app = typer.Typer(
     name="egnn-md",
-    help="Label, train, check, run and look at FastEGNN simulations.",
+    help="Generate, label, train, check, run and look at FastEGNN simulations.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for _module in (label, train, info, check, md, report, doctor):
+for _module in (generate, label, train, info, check, md, rollout, evaluate, report, doctor):
     _module.register(app)
 
 

@@ -15,7 +15,7 @@ TEXT = "#2b3440"
 
 @dataclass(frozen=True)
 class Series:
-    """One line: x and y (n,), a style of ``line``, ``thin`` (pale, noisy data) or ``dash``."""
+    """One line: x and y (n,), a style of ``line``, ``thin`` (pale, noisy data), ``dash`` or ``points``."""
 
     name: str
     x: np.ndarray
@@ -26,7 +26,10 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """One chart. ``level`` is a dashed horizontal line (value, label); ``y_range`` cuts the axis."""
+    """One chart. ``level`` is a dashed horizontal line (value, label); ``y_range`` cuts the axis, unless ``y_log``.
+
+    Values that are not finite, or not positive on a logarithmic axis, leave a gap.
+    """
 
     key: str
     title: str
@@ -37,6 +40,12 @@ class Chart:
     level: tuple[float, str] | None = None
     y_range: tuple[float, float] | None = None
     wide: bool = field(default=False)
+    y_log: bool = field(default=False)
+
+    def values(self, series: Series) -> np.ndarray:
+        """(n,) y of a series with NaN for what cannot be drawn."""
+        y = np.asarray(series.y, dtype=float)
+        return np.where(np.isfinite(y) & ((y > 0) | (not self.y_log)), y, np.nan)
 
 
 def to_plotly(chart: Chart) -> dict[str, Any]:
@@ -50,10 +59,10 @@ def to_plotly(chart: Chart) -> dict[str, Any]:
         data.append(
             {
                 "type": "scatter",
-                "mode": "lines",
+                "mode": "lines+markers" if series.style == "points" else "lines",
                 "name": series.name,
                 "x": [float(f"{v:.7g}") for v in series.x],
-                "y": [float(f"{v:.7g}") for v in series.y],
+                "y": [None if np.isnan(v) else float(f"{v:.7g}") for v in chart.values(series)],
                 "line": line,
                 "opacity": 0.45 if series.style == "thin" else 1.0,
             }
@@ -78,7 +87,9 @@ def to_plotly(chart: Chart) -> dict[str, Any]:
         "xaxis": {**axis, "title": {"text": chart.x_label}},
         "yaxis": {**axis, "title": {"text": chart.y_label}, "automargin": True},
     }
-    if chart.y_range is not None:
+    if chart.y_log:
+        layout["yaxis"] |= {"type": "log", "exponentformat": "power", "dtick": 1}
+    elif chart.y_range is not None:
         layout["yaxis"]["range"] = list(chart.y_range)
     if chart.level is not None:
         value, label = chart.level
@@ -120,16 +131,20 @@ def to_png(chart: Chart, path: Path, heading: str) -> None:
     for series in chart.series:
         axes.plot(
             series.x,
-            series.y,
+            chart.values(series),
             label=series.name,
             color=COLOURS[series.colour % len(COLOURS)],
             linewidth=0.8 if series.style == "thin" else 1.6,
             alpha=0.5 if series.style == "thin" else 1.0,
             linestyle="--" if series.style == "dash" else "-",
+            marker="o" if series.style == "points" else None,
+            markersize=4,
         )
     if chart.level is not None:
         axes.axhline(chart.level[0], color="#7b8794", linestyle=":", linewidth=1.2, label=chart.level[1])
-    if chart.y_range is not None:
+    if chart.y_log:
+        axes.set_yscale("log")
+    elif chart.y_range is not None:
         axes.set_ylim(*chart.y_range)
     axes.set_xlabel(chart.x_label)
     axes.set_ylabel(chart.y_label)

@@ -244,12 +244,20 @@ def _when(record: dict[str, Any]) -> str:
     return text + (f", resumed {resumed} time{'s' if resumed > 1 else ''}" if resumed else "")
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """Text of a file of ``assets/``."""
     return (files("egnn_md.report") / "assets" / name).read_text(encoding="utf-8")
 
 
-def _render(runs: list[LoadedRun], measured: list[Numbers], drawn: list[list[Chart]], title: str | None) -> str:
+def template(name: str) -> Any:
+    """jinja2's template of an asset; values are escaped."""
     import jinja2
+
+    loader = jinja2.FunctionLoader(asset)
+    return jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, loader=loader).get_template(name)
+
+
+def _render(runs: list[LoadedRun], measured: list[Numbers], drawn: list[list[Chart]], title: str | None) -> str:
     from plotly.offline import get_plotlyjs
 
     sections = []
@@ -270,14 +278,12 @@ def _render(runs: list[LoadedRun], measured: list[Numbers], drawn: list[list[Cha
                 "settled": run.settled,
             }
         )
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(_asset("page.html"))
-    return template.render(
+    return template("page.html").render(
         title=title or f"Molecular dynamics of {runs[0].structure.formula}",
         made=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         version=versions().get("egnn-md", ""),
         sections=sections,
-        css=_asset("page.css"),
+        css=asset("page.css"),
         plotly=get_plotlyjs(),
-        script=_asset("viewer.js"),
+        script=asset("viewer.js"),
     )

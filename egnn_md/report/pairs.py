@@ -59,14 +59,29 @@ def largest_distance(cells: np.ndarray | None) -> float:
 
 def pair_functions(run: LoadedRun) -> list[PairFunction]:
     """Distributions for every pair of the three commonest elements, from the settled part of the run."""
-    import mdtraj
-
     keep = run.frames.times >= run.settled
     positions = run.frames.positions[keep]
     cells = None if run.frames.cells is None else run.frames.cells[keep]
-    if len(positions) == 0 or run.atoms < 2:
+    return pair_functions_of(positions, cells, run.structure.numbers, run.structure.molecules.labels)
+
+
+def pair_functions_of(
+    positions: np.ndarray, cells: np.ndarray | None, numbers: np.ndarray, labels: np.ndarray
+) -> list[PairFunction]:
+    """Distributions for every pair of the three commonest elements.
+
+    Args:
+        positions: (F, N, 3), Å.
+        cells: (F, 3, 3) rows, Å, or None in an open system.
+        numbers: (N,) atomic numbers.
+        labels: (N,) molecule of each atom.
+    """
+    import mdtraj
+    from ase.data import chemical_symbols
+
+    if len(positions) == 0 or len(numbers) < 2:
         return []
-    symbols = np.array(run.structure.symbols)
+    symbols = np.array([chemical_symbols[z] for z in numbers])
     common = [s for s, _ in Counter(symbols.tolist()).most_common(MAX_ELEMENTS)]
     order = sorted(common, key=lambda s: (s == "H", s))
     selections = {
@@ -81,10 +96,10 @@ def pair_functions(run: LoadedRun) -> list[PairFunction]:
     edges = np.arange(0, largest + 1e-9, BIN)
     if len(edges) < 10:
         return []
-    trajectory = mdtraj.Trajectory((positions / 10).astype(np.float32), run.structure.to_mdtraj_topology())
+    # distances need no topology
+    trajectory = mdtraj.Trajectory((positions / 10).astype(np.float32), None)
     if cells is not None:
         trajectory.unitcell_vectors = (cells / 10).astype(np.float32)
-    labels = run.structure.molecules.labels
     found = []
     for name, pairs in selections.items():
         same = pairs[labels[pairs[:, 0]] == labels[pairs[:, 1]]]

@@ -70,6 +70,11 @@ def test_commands_exist_with_their_options(page: str, words: list[str]):
     assert hasattr(group, "commands")
     command = group.commands.get(words[0])
     assert command is not None, f"{page}: egnn-md {words[0]} does not exist"
+    while hasattr(command, "list_commands"):  # egnn-md generate NAME
+        name, *words = words[1:]
+        command = command.get_command(None, name)
+        assert command is not None, f"{page}: egnn-md generate {name} does not exist"
+        words = [name, *words]
     known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
     used = {word.split("=")[0] for word in words[1:] if word.startswith("-")}
     assert used - known == set(), f"{page}: egnn-md {' '.join(words)}"
@@ -123,7 +128,7 @@ def test_conda_file_and_setup_name_the_same_packages():
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg", encoding="utf-8")
     lines = config["options"]["install_requires"].splitlines()
-    for extra in ("openmm", "label", "cluster", "test"):
+    for extra in ("openmm", "label", "systems", "cluster", "test"):
         lines += config["options.extras_require"][extra].splitlines()
     for line in filter(None, lines):
         name = re.split(r"[<>=\[ ]", line)[0].lower()

@@ -17,12 +17,11 @@
   const rgb = (hex) => [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16));
   const mix = (a, b, t) => a.map((v, i) => Math.round(v + (b[i] - v) * t));
   const css = (c) => `rgb(${c[0]},${c[1]},${c[2]})`;
-  const colour = (symbol) => rgb(COLOURS[symbol] || "#d070b0");
 
-  function sprite(symbol, fog) {
+  function sprite(c, fog) {
     const canvas = document.createElement("canvas");
     canvas.width = canvas.height = SPRITE;
-    const g = canvas.getContext("2d"), c = colour(symbol), r = SPRITE / 2;
+    const g = canvas.getContext("2d"), r = SPRITE / 2;
     const faded = (x) => css(mix(x, BACKGROUND, fog * 0.72));
     const shade = g.createRadialGradient(r * 0.68, r * 0.62, r * 0.05, r, r, r);
     shade.addColorStop(0, faded(mix(c, [255, 255, 255], 0.75)));
@@ -35,8 +34,8 @@
     return canvas;
   }
 
-  function decode(data) {
-    const bytes = Uint8Array.from(atob(data.positions), (c) => c.charCodeAt(0));
+  function decode(data, text) {
+    const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
     const coded = new Uint16Array(bytes.buffer), out = new Float32Array(coded.length);
     for (let i = 0; i < coded.length; i++) out[i] = data.low[i % 3] + coded[i] / 65535 * data.scale[i % 3];
     return out;
@@ -44,16 +43,21 @@
 
   function view(figure) {
     const data = JSON.parse(figure.querySelector("script").textContent);
-    const positions = decode(data), n = data.symbols.length, frames = data.times.length;
+    // Panels stand side by side, seen from one direction: a reference beside a rollout.
+    const panels = (data.panels || [{ name: "", positions: data.positions }])
+      .map((p) => ({ name: p.name, positions: decode(data, p.positions) }));
+    const n = data.symbols.length, frames = data.times.length, unit = data.unit === undefined ? "ps" : data.unit;
+    const margin = data.margin || 1, origin = data.origin || [0, 0, 0];
+    const colour = (symbol) => rgb((data.colours || COLOURS)[symbol] || "#d070b0");
     const canvas = figure.querySelector("canvas"), g = canvas.getContext("2d");
     const slider = figure.querySelector("input[type=range]"), play = figure.querySelector(".play");
     const text = figure.querySelector("output"), rate = figure.querySelector("select");
     const showCell = figure.querySelector(".cell"), legend = figure.querySelector(".legend");
     const elements = [...new Set(data.symbols)];
     const sprites = {};
-    for (const e of elements) sprites[e] = Array.from({ length: FOG }, (_, k) => sprite(e, k / (FOG - 1)));
-    const radius = data.symbols.map((s) => RADII[s] || 0.55);
-    for (const e of elements) {
+    for (const e of elements) sprites[e] = Array.from({ length: FOG }, (_, k) => sprite(colour(e), k / (FOG - 1)));
+    const radius = data.symbols.map((s) => data.radius || RADII[s] || 0.55);
+    for (const e of data.colours ? [] : elements) {
       const item = document.createElement("span"), dot = document.createElement("i");
       dot.style.background = css(colour(e));
       item.append(dot, e);
@@ -64,10 +68,11 @@
 
     // The middle and extent of everything that is ever shown.
     const centre = [0, 1, 2].map((k) => data.low[k] + data.scale[k] / 2);
-    let extent = Math.hypot(...data.scale) / 2 + 1;
+    let extent = Math.hypot(...data.scale) / 2 + margin;
     if (data.cells) {
-      for (let k = 0; k < 3; k++) centre[k] = (data.cells[0][k] + data.cells[0][3 + k] + data.cells[0][6 + k]) / 2;
-      extent = Math.max(extent * 0.8, Math.hypot(centre[0], centre[1], centre[2]) * 1.02) + 0.5;
+      const half = [0, 1, 2].map((k) => (data.cells[0][k] + data.cells[0][3 + k] + data.cells[0][6 + k]) / 2);
+      for (let k = 0; k < 3; k++) centre[k] = origin[k] + half[k];
+      extent = Math.max(extent * 0.8, Math.hypot(...half) * 1.02) + 0.5 * margin;
     }
     const START = [0.42, -0.62];
     let rotation, zoom, frame = 0, timer = null, pending = false;
@@ -93,9 +98,28 @@
       }
       g.setTransform(ratio, 0, 0, ratio, 0, 0);
       g.clearRect(0, 0, width, height);
-      const far = 4 * extent, base = 0.5 * Math.min(width, height) / extent * zoom;
+      const share = width / panels.length;
+      const far = 4 * extent, base = 0.5 * Math.min(share, height) / extent * zoom;
+      panels.forEach((panel, index) => {
+        g.save();
+        g.beginPath();
+        g.rect(index * share, 0, share, height);
+        g.clip();
+        drawPanel(panel.positions, (index + 0.5) * share, height / 2, far, base);
+        g.restore();
+        if (!panel.name) return;
+        g.fillStyle = "#384552";
+        g.font = "600 13px system-ui, sans-serif";
+        g.fillText(panel.name, index * share + 14, 22);
+      });
+      const time = data.times[frame], shown = unit === "ps" ? time.toFixed(3) : String(Number(time.toPrecision(5)));
+      text.textContent = `${shown} ${unit}  (${frame + 1}/${frames})`;
+      slider.value = frame;
+    }
+
+    function drawPanel(positions, middle, level, far, base) {
       // Perspective: things nearer to the eye at distance `far` are larger.
-      const project = (q) => { const s = base * far / (far - q[2]); return [width / 2 + q[0] * s, height / 2 - q[1] * s, s]; };
+      const project = (q) => { const s = base * far / (far - q[2]); return [middle + q[0] * s, level - q[1] * s, s]; };
       const fog = (z) => Math.min(1, Math.max(0, 0.5 - 0.5 * z / extent));
       const items = [], spots = new Array(n), at = frame * n * 3;
       for (let i = 0; i < n; i++) {
@@ -106,11 +130,12 @@
       for (const [i, j] of data.bonds) {
         const a = spots[i].q, b = spots[j].q, m = a.map((v, k) => (v + b[k]) / 2), pm = project(m);
         // a little behind its atom, so that the sphere covers the end
-        items.push({ z: (a[2] + m[2]) / 2 - 0.15, from: spots[i].p, to: pm, symbol: data.symbols[i] });
-        items.push({ z: (b[2] + m[2]) / 2 - 0.15, from: spots[j].p, to: pm, symbol: data.symbols[j] });
+        items.push({ z: (a[2] + m[2]) / 2 - 0.15 * margin, from: spots[i].p, to: pm, symbol: data.symbols[i] });
+        items.push({ z: (b[2] + m[2]) / 2 - 0.15 * margin, from: spots[j].p, to: pm, symbol: data.symbols[j] });
       }
       if (data.cells && showCell.checked) {
-        const c = data.cells[frame], corner = (i, j, k) => turn(i * c[0] + j * c[3] + k * c[6], i * c[1] + j * c[4] + k * c[7], i * c[2] + j * c[5] + k * c[8]);
+        const c = data.cells[frame], [ox, oy, oz] = origin;
+        const corner = (i, j, k) => turn(ox + i * c[0] + j * c[3] + k * c[6], oy + i * c[1] + j * c[4] + k * c[7], oz + i * c[2] + j * c[5] + k * c[8]);
         const PARTS = 8;
         for (let axis = 0; axis < 3; axis++) for (let u = 0; u < 2; u++) for (let v = 0; v < 2; v++) {
           const end = (t) => corner(...[0, 1, 2].map((k) => k === axis ? t : k === (axis + 1) % 3 ? u : v));
@@ -145,8 +170,6 @@
         }
         g.stroke();
       }
-      text.textContent = `${data.times[frame].toFixed(3)} ps  (${frame + 1}/${frames})`;
-      slider.value = frame;
     }
 
     function go(to) { frame = (to + frames) % frames; redraw(); }
