@@ -1,4 +1,4 @@
-"""The page that compares propagators of water with their potential, and shipping them."""
+"""The page that compares propagators of water with their potential."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from egnn_md.checkpoint import load_model, save_model
+from egnn_md.checkpoint import save_model
 from egnn_md.data.trajectories import Trajectory, TrajectoryWriter, open_trajectories
 from egnn_md.errors import InputError
 from egnn_md.models.propagator import FastEGNNPropagator, PropagatorConfig
 from egnn_md.simulation.mechanics import maxwell_boltzmann
-from egnn_md_systems import water, water_propagator
-from egnn_md_systems.water_propagator import ship
+from egnn_md_systems import water
 from egnn_md_systems.water_propagator.compare import compare, rollouts
 from egnn_md_systems.water_propagator.generate import metadata_of
 
@@ -88,27 +87,3 @@ def test_momentum_can_be_taken_out_of_a_rollout(data: Path) -> None:
 def test_a_potential_is_refused(data: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not a propagator"):
         compare(data, tmp_path, models=["water"], timing=False)
-
-
-def test_shipping_gives_a_card_and_refuses_strangers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ship, "weights_path", lambda stride: tmp_path / f"out-{stride}.safetensors")
-    written = ship.ship(save_model(propagator(4.0), tmp_path / "a.safetensors"), history="by hand")
-    assert written.name == "out-4.safetensors"
-    card = load_model(written).card
-    assert card.name == "water-4fs"
-    assert "not conserved" in card.limits
-    assert card.training_data["history"] == "by hand"
-    for bad in (propagator(3.0), propagator(4.0, system="nbody")):
-        with pytest.raises(InputError):
-            ship.ship(save_model(bad, tmp_path / "b.safetensors"))
-
-
-@pytest.mark.parametrize("stride", water_propagator.STRIDES)
-def test_shipped_propagators_load_and_say_what_they_are(stride: int) -> None:
-    model = load_model(water_propagator.weights_path(stride))
-    assert isinstance(model, FastEGNNPropagator)
-    assert (model.config.system, model.config.stride) == ("water", float(stride))
-    assert model.config.units == {"length": "angstrom", "time": "femtosecond"}
-    assert model.card.name == f"water-{stride}fs"
-    measured = model.card.measured
-    assert measured["valid_mse"] < 0.1 * measured["valid_linear"]

@@ -1,0 +1,159 @@
+"""``python -m egnn_md_systems.ship NAME MODEL``: give a trained model its card and ship it under a name.
+
+The measured errors and the data digest stay those that training wrote; this adds what a user must know before a
+model is trusted. The file goes to where the entry point of that name (group ``egnn_md.models``) looks for it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from egnn_md.checkpoint import MODEL_GROUP, load_model, save_model
+from egnn_md.errors import InputError
+from egnn_md.models.propagator import FastEGNNPropagator
+
+FEMTOSECONDS = {"length": "angstrom", "time": "femtosecond"}
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """What a card says, and what the model must be.
+
+    Attributes:
+        description, intended_use, limits: text of the card.
+        system: of a propagator; empty for a potential.
+        stride: of a propagator, in ``units``.
+        units: of a propagator.
+    """
+
+    description: str
+    intended_use: str
+    limits: str
+    system: str = ""
+    stride: float = 0.0
+    units: dict[str, str] | None = None
+
+
+def _water_propagator(stride: int) -> Shipped:
+    return Shipped(
+        description=f"One step is {stride} fs of constant-energy dynamics of liquid water (potential: water)",
+        intended_use="Trying out rollouts in periodic boxes of neat liquid water near 300 K and 0.997 g/cm3; comparing "
+        "learned propagators with the potential that they were learned from.",
+        limits="Not for results about water: energy and momentum are not conserved, the temperatures of hydrogen and "
+        "oxygen part, and rollouts fail; how soon is in systems/water_propagator/README.md. Trained for minutes on a "
+        "few picoseconds. Neighbours beyond 3.2 angstrom are seen through the layers and the virtual nodes only.",
+        system="water",
+        stride=float(stride),
+        units=FEMTOSECONDS,
+    )
+
+
+SHIPPED = {
+    "water": Shipped(
+        description="Liquid water and water droplets, FastEGNN imitating GFN2-xTB",
+        intended_use="Molecular dynamics of neat, undissociated liquid water: 280 to 600 K, 0.9 to 1.1 g/cm3 in "
+        "periodic boxes of any size from 27 molecules on, and droplets of 1 to 40 molecules; trying out and testing "
+        "the tools.",
+        limits="It has GFN2-xTB's errors (density, structure and dynamics differ from experiment) and its own on top. "
+        "Not for ions, proton transfer, dissociation, ice, solutes, interfaces with anything else, pressures far from "
+        "ambient, or temperatures above 600 K. Not for the density at ambient pressure: its teacher wants to expand "
+        "at 1 g/cm3, and so does the model (0.81 g/cm3 after 2 ps of NPT at 1 bar, below the densities it was trained"
+        " on); run at fixed volume, or under a pressure that keeps 0.9 g/cm3. Labels are Gamma-point energies of "
+        "small boxes: no long-range dispersion or electrostatics beyond what five angstrom per layer and the virtual "
+        "nodes carry.",
+    ),
+    **{f"water-{stride}fs": _water_propagator(stride) for stride in (2, 4, 8)},
+    "nbody": Shipped(
+        description="100 charged particles in open space, one time unit ahead (the paper's first benchmark)",
+        intended_use="The benchmark's own question, frame 30 to 40 of egnn-md generate nbody; trying out the tools.",
+        limits="One stride is what it was trained for: the next one starts from a velocity that is predicted far worse "
+        "than the position. Energy and momentum are not conserved. Trained with a small part of the paper's budget; "
+        "errors are in systems/nbody/README.md.",
+        system="nbody",
+        stride=1.0,
+        units={"length": "none", "time": "none"},
+    ),
+    "adk": Shipped(
+        description="Backbone of adenylate kinase, 40 fs ahead, from Langevin dynamics in implicit solvent",
+        intended_use="Comparing networks on a protein; trying out rollouts and their metrics.",
+        limits="Learned from 15 ps of one trajectory: it knows vibrations, not the domain motion, and no other "
+        "protein. It predicts the mean of a noisy process, so rollouts cool down and freeze or drift; how soon is in "
+        "systems/adk/README.md.",
+        system="adk",
+        stride=40.0,
+        units=FEMTOSECONDS,
+    ),
+    "liquid": Shipped(
+        description="SPH liquid, 1,800 particles of radius 0.025 m splashing in a closed box of 1 m, 40 ms ahead",
+        intended_use="Rollouts of small splashes, with animations; trying out the tools.",
+        limits="Only particles of radius 0.025 m, this box and this gravity. Volume, energy and momentum are not "
+        "conserved; errors and the density error of rollouts are in systems/liquid/README.md.",
+        system="liquid",
+        stride=0.04,
+        units={"length": "m", "time": "s"},
+    ),
+}
+
+
+def ship(name: str, model: Path, target: Path, history: str = "") -> Path:
+    """Write ``model`` with the card of ``name`` to ``target``.
+
+    Raises:
+        InputError: there is no such name, or the model is not of its system, stride and units.
+    """
+    if name not in SHIPPED:
+        raise InputError(f"nothing is shipped as {name!r}; known: {', '.join(SHIPPED)}")
+    texts = SHIPPED[name]
+    loaded = load_model(model)
+    card = loaded.card
+    if texts.system:
+        if not isinstance(loaded, FastEGNNPropagator) or loaded.config.system != texts.system:
+            raise InputError(f"{model} is not a propagator of {texts.system!r}, so it is not shipped as {name!r}")
+        found = loaded.config
+        if found.units != texts.units or abs(found.stride / texts.stride - 1) > 1e-6:
+            raise InputError(
+                f"{model} has a stride of {found.stride:g} in units {found.units}; "
+                f"{name!r} has {texts.stride:g} in {texts.units}"
+            )
+    elif isinstance(loaded, FastEGNNPropagator):
+        raise InputError(f"{model} is a propagator, but {name!r} is a potential")
+    update = {
+        "name": name,
+        "description": texts.description,
+        "intended_use": texts.intended_use,
+        "limits": texts.limits,
+        "licence": "MIT",
+        "training_data": {**card.training_data, **({"history": history} if history else {})},
+    }
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return save_model(loaded, target, card.model_copy(update=update))
+
+
+def place_of(name: str) -> Path:
+    """Where the entry point of that name looks for its file.
+
+    Raises:
+        InputError: no entry point has that name.
+    """
+    for entry in entry_points(group=MODEL_GROUP):
+        if entry.name == name:
+            return Path(entry.load()())
+    raise InputError(f"no entry point of the group {MODEL_GROUP} is called {name!r}")
+
+
+def main(
+    name: Annotated[str, typer.Argument(help=f"One of {', '.join(SHIPPED)}.")],
+    model: Annotated[Path, typer.Argument(help="Model file that egnn-md train wrote.")],
+    history: Annotated[str, typer.Option(help="How the weights came about, for the card.")] = "",
+) -> None:
+    """Ship a trained model."""
+    typer.echo(ship(name, model, place_of(name), history))
+
+
+if __name__ == "__main__":
+    typer.run(main)
