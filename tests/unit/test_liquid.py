@@ -1,51 +1,19 @@
-"""SPH liquids: scenes, the simulator's physics, data sets that resume, and what happens when one fails."""
+"""SPH liquids: scenes, the simulator's physics, and how its frames are taken."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from liquid_cases import TINY, cubic_spline, one_body, simulator
 from scipy.spatial import cKDTree
-from typer.testing import CliRunner
 
-from egnn_md.data.trajectories import Trajectory, TrajectoryWriter, open_trajectories
-from egnn_md.errors import ConfigError, InputError, MissingDependencyError, SimulationError
-from egnn_md_systems.liquid import child, generate, splishsplash, statistics
-from egnn_md_systems.liquid.cli import command, parse_scenes
+from egnn_md.errors import ConfigError
+from egnn_md_systems.liquid import child, splishsplash
 from egnn_md_systems.liquid.presets import GRAVITY, PRESETS, get_preset
 from egnn_md_systems.liquid.scene import Body, Scene, random_scene
-from egnn_md_systems.liquid.splishsplash import Simulation, UnstableSimulationError, reserving_blocks, simulate
-
-TINY = PRESETS["tiny"]
-
-
-def simulator_missing() -> str:
-    try:
-        splishsplash.check_simulator()
-    except MissingDependencyError as error:
-        return str(error)
-    return ""
-
-
-simulator = pytest.mark.skipif(bool(simulator_missing()), reason=simulator_missing() or "there")
-
-
-def one_body(preset: Any, centre: tuple, size: tuple, velocity: tuple = (0.0, 0.0, 0.0), name: str = "test") -> Scene:
-    body = Body(shape="box", size=size, centre=centre, rotation=(0, 0, 0), velocity=velocity)
-    return Scene(name=name, seed=0, preset=preset, bodies=(body,))
-
-
-def cubic_spline(distance: np.ndarray, support: float) -> np.ndarray:
-    """The simulator's kernel: ``8/(π h³) · (6 q³ - 6 q² + 1)`` up to q = r/h = 1/2, ``16/(π h³) · (1 - q)³`` beyond."""
-    q = distance / support
-    near, far = 6 * q**3 - 6 * q**2 + 1, 2 * (1 - q) ** 3
-    return 8 / (np.pi * support**3) * np.where(q <= 0.5, near, np.where(q <= 1, far, 0.0))
-
+from egnn_md_systems.liquid.splishsplash import reserving_blocks, simulate
 
 # scenes
 
@@ -199,97 +167,6 @@ def test_frames_lie_on_their_times_whatever_the_interval(tmp_path: Path):
     np.testing.assert_allclose(times, 0.0137 * np.arange(12), atol=2e-5)
 
 
-@simulator
-def test_a_data_set_resumes_and_repeats(tmp_path: Path):
-    preset = get_preset("tiny", frames=6)
-    output = tmp_path / "set"
-    seen: list[int] = []
-    first = generate.generate(output, preset, {"train": 1}, seed=4, progress=lambda frames, _: seen.append(frames))
-    assert (first.made, first.skipped) == (1, 0)
-    assert seen
-    with pytest.raises(InputError, match="--resume"):
-        generate.generate(output, preset, {"train": 1}, seed=4)
-    with pytest.raises(InputError, match="another data set"):
-        generate.generate(output, preset, {"train": 1}, seed=5, resume=True)
-    again = generate.generate(output, preset, {"train": 2, "valid": 0, "test": 1}, seed=4, jobs=2, resume=True)
-    assert (again.made, again.skipped) == (2, 1)
-    assert sorted(path.name for path in output.iterdir()) == ["metadata.json", "test.h5", "train.h5"]
-
-    train = open_trajectories(output, "train")
-    assert [len(trajectory) for trajectory in train] == [6, 6]
-    assert train.metadata.system == "liquid"
-    assert train.metadata.units == {"length": "m", "time": "s"}
-    assert train.metadata.frame_interval == preset.frame_interval
-    assert train.metadata.walls == preset.bounds
-    assert train.metadata.gravity == list(GRAVITY)
-    for index, trajectory in enumerate(train):
-        start, velocities = random_scene(preset, 4, "train", index).particles()
-        np.testing.assert_allclose(trajectory.positions[0], start, atol=1e-6)
-        np.testing.assert_allclose(trajectory.velocities[0], velocities, atol=1e-6)
-        assert trajectory.positions[0].dtype == np.float32
-    # the simulator in one thread repeats itself bit by bit
-    other = tmp_path / "other"
-    generate.generate(other, preset, {"train": 1}, seed=4)
-    repeated = open_trajectories(other, "train")[0]
-    np.testing.assert_array_equal(repeated.positions[:], train[0].positions[:])
-
-
-@simulator
-def test_a_failing_scene_is_named_and_kept_and_the_others_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    preset = get_preset("tiny", frames=4)
-
-    def poisoned(preset: Any, seed: int, part: str, index: int) -> Scene:
-        scene = random_scene(preset, seed, part, index)
-        if index == 1:
-            bad = scene.bodies[0].model_copy(update={"velocity": (float("nan"), 0.0, 0.0)})
-            scene = scene.model_copy(update={"bodies": (bad, *scene.bodies[1:])})
-        return scene
-
-    monkeypatch.setattr(generate, "random_scene", poisoned)
-    with pytest.raises(SimulationError, match=r"1 of 3.*failed(.|\n)*train_00001.*not finite") as caught:
-        generate.generate(tmp_path, preset, {"train": 3}, jobs=2)
-    assert str(tmp_path / "failed") in str(caught.value)
-    kept = tmp_path / "failed" / "train_00001"
-    assert json.loads((kept / "scene.json").read_text())["name"] == "train_00001"
-    assert "not finite" in (kept / "log.txt").read_text()
-    assert not (tmp_path / "running").exists()
-    with TrajectoryWriter(tmp_path / "train.h5", generate.liquid_metadata(preset, 0)) as writer:
-        assert writer.names == ["00000", "00002"]
-    monkeypatch.undo()
-    assert generate.generate(tmp_path, preset, {"train": 3}, resume=True).made == 1
-    assert not kept.exists()
-
-
-@simulator
-def test_a_hanging_simulation_is_stopped_and_named(tmp_path: Path):
-    scene = random_scene(get_preset("tiny", frames=5000), 0, "test", 7)
-    with pytest.raises(SimulationError, match=r"test_00007.*limit of 0\.5 s.*--time-limit"):
-        simulate(scene, tmp_path / "run", 0.5)
-
-
-@simulator
-def test_energy_out_of_nothing_is_an_error_and_the_step_is_halved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    preset = get_preset("tiny", frames=6)
-    # even what a step of free fall rounds to counts as a gain
-    monkeypatch.setattr(splishsplash, "ENERGY_GAIN", -1e-3)
-    with pytest.raises(UnstableSimulationError, match="energy jumps"):
-        simulate(random_scene(preset, 0, "train", 0), tmp_path / "run", 60)
-
-    steps: list[float] = []
-    start = Simulation.__init__
-
-    def spy(self: Simulation, scene: Scene, folder: Path, limit: float | None, timestep: float) -> None:
-        steps.append(timestep)
-        if len(steps) == 2:
-            monkeypatch.setattr(splishsplash, "ENERGY_GAIN", 0.02)
-        start(self, scene, folder, limit, timestep)
-
-    monkeypatch.setattr(Simulation, "__init__", spy)
-    summary = generate.generate(tmp_path / "set", preset, {"train": 1})
-    assert summary.shortened == ["train_00000"]
-    assert steps == [preset.max_timestep, preset.max_timestep / 2]
-
-
 # what the child sees in the simulator's buffers
 
 
@@ -346,72 +223,51 @@ def test_lost_and_doubled_particles_are_errors(tmp_path: Path, ids: list[int], a
         recorder(tmp_path).take_frame(FakeModel(positions, ids, active))
 
 
-# commands and messages
+def test_a_gain_of_energy_is_an_error_and_a_loss_is_none(tmp_path: Path):
+    """Three particles whose energy is set by one speed: ``½ v²`` at height 0."""
+    made = recorder(tmp_path)
+    still = np.zeros((3, 3))
+    made.energy, made.energy_gain = 2.0, 0.1
+
+    def at(energy: float) -> np.ndarray:
+        return np.tile([np.sqrt(2 * energy), 0.0, 0.0], (3, 1))
+
+    assert child.mechanical_energy(still, at(2.05), GRAVITY) == pytest.approx(2.05)
+    assert child.mechanical_energy(still + [0, 0.5, 0], at(1.0), GRAVITY) == pytest.approx(1.0 + 9.81 * 0.5)
+    made.check_energy(still, at(2.09))
+    made.check_energy(still, at(1.0))
+    made.check_energy(still, at(1.05))
+    with pytest.raises(child.UnstableError, match=r"from 1\.05 to 1\.2"):
+        made.check_energy(still, at(1.2))
 
 
-def test_missing_simulator_and_library_are_named(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(splishsplash.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(MissingDependencyError, match="pip install pysplishsplash"):
-        splishsplash.check_simulator()
-    monkeypatch.setattr(splishsplash.importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(splishsplash, "gl_library", lambda: None)
-    monkeypatch.setattr(splishsplash.sys, "platform", "linux")
-    with pytest.raises(MissingDependencyError, match="libglvnd0"):
-        splishsplash.check_simulator()
+class FakeClock:
+    """The parts of the simulator's module that steering needs."""
+
+    def __init__(self, velocities: np.ndarray) -> None:
+        self.model = FakeModel(-velocities, list(range(len(velocities))), len(velocities))
+        self.Simulation = self.TimeManager = self
+        self.chosen = 0.0
+
+    def getCurrent(self) -> FakeClock:  # noqa: N802
+        return self
+
+    def getFluidModel(self, index: int) -> FakeModel:  # noqa: N802
+        return self.model
+
+    def setTimeStepSize(self, size: float) -> None:  # noqa: N802
+        self.chosen = size
 
 
-def test_scene_counts():
-    assert parse_scenes("24,4,4") == {"train": 24, "valid": 4, "test": 4}
-    assert parse_scenes("3") == {"train": 3, "valid": 0, "test": 0}
-    for text in ("", "1,2,3,4", "1,x", "-1"):
-        with pytest.raises(ConfigError, match="--scenes"):
-            parse_scenes(text)
-
-
-@simulator
-def test_the_command_writes_a_data_set(tmp_path: Path):
-    import typer
-
-    app = typer.Typer()
-    app.command()(command)
-    arguments = ["--preset", "tiny", "--scenes", "0,0,1", "--frames", "3", "--output", str(tmp_path / "set")]
-    done = CliRunner().invoke(app, arguments)
-    assert done.exit_code == 0, done.output
-    assert "1 scenes simulated" in done.output
-    assert open_trajectories(tmp_path / "set", "test")[0].num_particles > 100
-
-
-def test_the_package_is_light_to_import():
-    script = (
-        "import sys, egnn_md_systems.liquid, egnn_md_systems.liquid.cli, egnn_md_systems.liquid.child\n"
-        "print([name for name in ('torch', 'h5py', 'scipy', 'pysplishsplash') if name in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
-
-
-# statistics
-
-
-def test_statistics_of_a_known_set(tmp_path: Path):
-    """A 5 × 5 × 5 lattice in free fall: known neighbours, and the ballistic prediction misses nothing."""
-    preset = get_preset("tiny", frames=12, tank=(2.0, 2.0, 2.0))
-    lattice = 0.1 * np.stack(np.meshgrid(*[np.arange(5.0)] * 3, indexing="ij"), -1).reshape(-1, 3) + [0.5, 1.0, 0.5]
-    time = preset.frame_interval * np.arange(preset.frames)[:, None, None]
-    start, gravity = np.array([0.5, 1.0, -0.2]), np.array(GRAVITY)
-    positions = (lattice + start * time + 0.5 * gravity * time**2).astype(np.float32)
-    velocities = np.broadcast_to(start + gravity * time, positions.shape).astype(np.float32)
-    with TrajectoryWriter(tmp_path / "test.h5", generate.liquid_metadata(preset, 0)) as writer:
-        writer.add(Trajectory(positions, np.zeros(125, dtype=np.int64), velocities))
-    data = open_trajectories(tmp_path, "test")
-    graph = statistics.graph_statistics(data, 0.11)
-    assert (graph.particles, graph.edges, graph.fewest, graph.most, graph.alone) == (125, 600, 3, 6, 0)
-    assert statistics.graph_statistics(data, 0.05).alone == 1
-    ahead = statistics.predictability(data, 10)
-    s = 10 * preset.frame_interval
-    assert ahead.ballistic < 1e-6
-    assert ahead.linear == pytest.approx(0.5 * 9.81 * s**2 / np.sqrt(3), rel=1e-4)
-    assert ahead.still > 0.05
-    assert statistics.overshoot(data) == 0
-    with pytest.raises(InputError, match="21 frames"):
-        statistics.predictability(data, 20)
+@pytest.mark.parametrize("speed", [0.0, 5.0, 60.0])
+def test_steps_keep_the_cfl_condition_and_meet_the_frames(tmp_path: Path, speed: float):
+    made = recorder(tmp_path)
+    made.sph = FakeClock(np.array([[speed, 0, 0], [0, 0, 0], [0, 0, 0]], dtype=np.float32))
+    made.done = 1
+    time = 0.0131  # towards the frame at 0.02
+    made.choose_timestep(time)
+    chosen = made.sph.chosen
+    assert chosen <= 0.002 * (1 + 1e-3)
+    assert chosen * (speed + 9.81 * 0.002) <= child.CFL_NUMBER * 0.1 * (1 + 1e-3)
+    steps = (0.02 - time) / chosen
+    assert steps == pytest.approx(round(steps))
