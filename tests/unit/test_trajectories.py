@@ -68,7 +68,7 @@ def lagrangebench(directory: Path, dim: int, periodic: bool) -> np.ndarray:
     metadata = {
         "solver": "SPH", "dim": dim, "dx": 0.02, "dt": 0.0004, "t_end": 1.0, "sequence_length_train": 7,
         "num_trajs_train": 1, "num_trajs_test": 1, "num_particles_max": 5, "write_every": 100,
-        "periodic_boundary_conditions": [periodic] * dim, "bounds": [[0.0, 1.0], [0.0, 2.0], [0.0, 0.5]][:dim],
+        "periodic_boundary_conditions": [periodic] * dim, "bounds": [[0.5, 1.5], [0.0, 2.0], [0.0, 0.5]][:dim],
         "default_connectivity_radius": 0.029, "vel_mean": [0.0] * dim, "vel_std": [1.0] * dim,
         "acc_mean": [0.0] * dim, "acc_std": [1.0] * dim,
     }  # fmt: skip
@@ -98,7 +98,7 @@ def test_lagrangebench_layout(tmp_path: Path, dim: int) -> None:
 
 def test_closed_box_has_walls(tmp_path: Path) -> None:
     lagrangebench(tmp_path, 3, periodic=False)
-    assert open_trajectories(tmp_path).metadata.walls == [[0.0, 1.0], [0.0, 2.0], [0.0, 0.5]]
+    assert open_trajectories(tmp_path).metadata.walls == [[0.5, 1.5], [0.0, 2.0], [0.0, 0.5]]
 
 
 def test_a_killed_writer_loses_only_the_unfinished_trajectory(tmp_path: Path) -> None:
