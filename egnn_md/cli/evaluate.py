@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+PATIENCE = 30.0
 _WHAT, _OUTPUT = "What is measured", "Output and device"
 
 
@@ -67,7 +68,8 @@ def command(
       egnn-md evaluate fast.safetensors data/liquid --compare egnn.safetensors --starts 4 --output results
 
     One-step errors are over all windows of the part (or --windows of them), rollouts over --starts starts at
-    once. The directory holds index.html (needs no network), metrics.json, metrics.csv and PNGs.
+    once. The directory holds index.html (needs no network), metrics.json, metrics.csv and PNGs; the page begins
+    with how far each rollout can be trusted.
     """
     import shlex
     import sys
@@ -95,7 +97,7 @@ def command(
             system,
             settings,
             device=device,
-            progress=lambda text, done, total: status.update(f"{text} {done}/{total}"),
+            progress=_teller(console, status),
         )
         status.update("writing")
         evaluation.record["command"] = shlex.join(["egnn-md", *sys.argv[1:]])
@@ -105,6 +107,22 @@ def command(
     _show(evaluation.record, console)
     typer.echo(f"{written.page} ({written.page.stat().st_size / 1e6:.1f} MB)")
     typer.echo(f"{written.numbers}, {written.table} and {len(written.pictures)} pictures beside it")
+
+
+def _teller(console: Any, status: Any) -> Any:
+    """Progress: the line of ``status`` on a terminal; elsewhere a line of its own every ``PATIENCE`` seconds."""
+    import time
+
+    told = time.monotonic()
+
+    def tell(text: str, done: int, total: int) -> None:
+        nonlocal told
+        status.update(f"{text} {done}/{total}")
+        if not console.is_terminal and time.monotonic() - told > PATIENCE:
+            told = time.monotonic()
+            console.print(f"{text} {done}/{total}", highlight=False, markup=False)
+
+    return tell
 
 
 def _numbers(text: str, option: str) -> tuple[int, ...]:
@@ -126,17 +144,26 @@ def _show(record: dict[str, Any], console: object) -> None:
     from egnn_md.rollout.definitions import unit_of
 
     assert isinstance(console, Console)
-    horizons = record["rollouts"]["horizons"]
+    horizons, starred = record["rollouts"]["horizons"], False
     unit = unit_of("mse", record["units"])
     table = Table(box=None, pad_edge=False, title=f"MSE / {unit}", title_justify="left")
     table.add_column("model")
     table.add_column("one step", justify="right")
     for horizon in horizons:
         table.add_column(f"{horizon} stride{'s' if horizon > 1 else ''}", justify="right")
+    most = len(record["rollouts"]["starts"])
     for name, found in record["results"].items():
         if "one_step" in found:
             rows = found.get("horizons") or [{}] * len(horizons)
-            table.add_row(escape(name), number(found["one_step"]["mse"]), *(number(row.get("mse")) for row in rows))
+            # means of rollouts that lost starts are starred: the survivors are the easier ones
+            cells = [number(row.get("mse")) + ("*" if 0 < row.get("starts", most) < most else "") for row in rows]
+            starred |= any(cell.endswith("*") for cell in cells)
+            table.add_row(escape(name), number(found["one_step"]["mse"]), *cells)
     console.print(table)
+    if starred:
+        console.print("* over the starts that still run only")
+    for found in record["results"].values():
+        if "trust" in found:
+            console.print(found["trust"]["text"], highlight=False, markup=False, soft_wrap=True)
     for row in record["rollouts"]["left_out"]:
         console.print(f"{row['strides']} strides left out: {row['reason']}", highlight=False, soft_wrap=True)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from egnn_md.report.viewer import STEPS
+from egnn_md.rollout.definitions import time_unit
 from egnn_md.rollout.evaluate import REFERENCE, Evaluation
 from egnn_md.rollout.scores import Case, World
 
@@ -106,7 +107,7 @@ def animation_data(evaluation: Evaluation) -> dict[str, Any] | None:
     data = {
         "panels": panels,
         "times": [float(f"{frame * world.stride:.6g}") for frame in frames],
-        "unit": _time_unit(evaluation),
+        "unit": time_unit(evaluation.config.units),
         "low": low.tolist(),
         "scale": scale.tolist(),
         "cells": None,
@@ -120,11 +121,6 @@ def animation_data(evaluation: Evaluation) -> dict[str, Any] | None:
         data["origin"] = box[0][axes].tolist()
         data["cells"] = [np.round(box[1][:, axes], 6).reshape(9).tolist()] * len(frames)
     return data
-
-
-def _time_unit(evaluation: Evaluation) -> str:
-    unit = evaluation.config.units.get("time", "none")
-    return {"femtosecond": "fs", "picosecond": "ps", "nanosecond": "ns"}.get(unit, "")
 
 
 def _box(case: Case, world: World) -> tuple[NDArray, NDArray] | None:

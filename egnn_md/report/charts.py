@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-COLOURS = ("#2563a8", "#d1602a", "#2f8f5b", "#8a4fa3", "#b8860b", "#5b6770")
+COLOURS = ("#2563a8", "#d1602a", "#2f8f5b", "#8a4fa3", "#b8860b", "#5b6770", "#c2417f", "#17909c", "#7a5230")
 GRID = "#e6e9ee"
+LEGEND_WIDTH = 440  # pixels of a narrow chart
 TEXT = "#2b3440"
 
 
@@ -74,8 +75,8 @@ def to_plotly(chart: Chart) -> dict[str, Any]:
         "ticks": "outside",
     }
     layout: dict[str, Any] = {
-        "margin": {"l": 64, "r": 16, "t": 36, "b": 48},
-        "height": 320,
+        "margin": {"l": 64, "r": 16, "t": 38 + 20 * _legend_rows(chart), "b": 48},  # legend below the mode bar
+        "height": 340,
         "autosize": True,
         "font": {"family": "system-ui, sans-serif", "size": 13, "color": TEXT},
         "paper_bgcolor": "rgba(0,0,0,0)",
@@ -85,10 +86,10 @@ def to_plotly(chart: Chart) -> dict[str, Any]:
         "showlegend": len(chart.series) > 1,
         "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "font": {"size": 12}},
         "xaxis": {**axis, "title": {"text": chart.x_label}},
-        "yaxis": {**axis, "title": {"text": chart.y_label}, "automargin": True},
+        "yaxis": {**axis, "title": {"text": chart.y_label}, "automargin": True, "exponentformat": "power"},
     }
     if chart.y_log:
-        layout["yaxis"] |= {"type": "log", "exponentformat": "power", "dtick": 1}
+        layout["yaxis"] |= {"type": "log", "exponentformat": "power", "dtick": 1 if _decades(chart) >= 2 else "D2"}
     elif chart.y_range is not None:
         layout["yaxis"]["range"] = list(chart.y_range)
     if chart.level is not None:
@@ -118,6 +119,20 @@ def to_plotly(chart: Chart) -> dict[str, Any]:
             }
         ]
     return {"data": data, "layout": layout}
+
+
+def _legend_rows(chart: Chart) -> int:
+    """Rows of the legend, roughly: plotly sets it in columns as wide as the longest name."""
+    names = [series.name for series in chart.series]
+    columns = max(LEGEND_WIDTH // (46 + 7 * max(map(len, names))), 1)
+    return -(-len(names) // columns) if len(names) > 1 else 0
+
+
+def _decades(chart: Chart) -> float:
+    """Powers of ten from the smallest to the largest value that a logarithmic axis shows."""
+    values = np.concatenate([chart.values(series) for series in chart.series])
+    values = values[np.isfinite(values)]
+    return float(np.log10(values.max() / values.min())) if len(values) else 0.0
 
 
 def to_png(chart: Chart, path: Path, heading: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from egnn_md.report.charts import Chart, Series
-from egnn_md.rollout.definitions import DEFINITIONS, title_of, unit_of
+from egnn_md.rollout.definitions import DEFINITIONS, time_unit, title_of, unit_of
 from egnn_md.rollout.evaluate import REFERENCE, Evaluation
 
 BASELINES = ("stay still", "linear")
@@ -24,12 +24,13 @@ OVER_TIME = {
 }
 AT_HORIZONS = {"sinkhorn": True, "grid_density_error": False, "local_density_error": False}
 PALE, DASHED = 5, "dash"
+FREE = (0, 1, 3, 6, 7, 8)  # colours of models; the others are the baselines' and the reference's
 
 
 def _colours(results: dict[str, Any]) -> dict[str, int]:
     """Models take colours from the first; baselines and reference have theirs."""
     models = [name for name in results if name not in (*BASELINES, REFERENCE)]
-    found = {name: (0, 1, 3)[index % 3] for index, name in enumerate(models)}
+    found = {name: FREE[index % len(FREE)] for index, name in enumerate(models)}
     return {**found, "stay still": PALE, "linear": 4, REFERENCE: 2}
 
 
@@ -42,7 +43,8 @@ def evaluation_charts(evaluation: Evaluation, record: dict[str, Any]) -> list[Ch
     results, units = record["results"], record["units"]
     colours = _colours(results)
     found = []
-    x_label = f"strides of {record['stride']:.4g} {_unit(units)}".strip()
+    unit = time_unit(units)
+    x_label = f"strides of {record['stride']:.4g} {unit}" if unit else f"strides of {record['stride_frames']} frames"
     for metric, (log, with_baselines) in OVER_TIME.items():
         series = []
         for name, entry in results.items():
@@ -62,9 +64,9 @@ def evaluation_charts(evaluation: Evaluation, record: dict[str, Any]) -> list[Ch
             )  # fmt: skip
     found += [chart for chart in (_at_horizons(m, log, record, colours, x_label) for m, log in AT_HORIZONS.items())
               if chart is not None]  # fmt: skip
-    found += _temperatures(results, units, x_label)
+    found += _temperatures(results, x_label)
     found += _profiles(record, colours)
-    found += _pairs(evaluation)
+    found += _pairs(evaluation, colours)
     shares = {name: _array(entry.get("series", {}).get("running", [1.0])) for name, entry in results.items()}
     running = [
         Series(name, np.arange(len(share)), 100 * share, "line", colours[name])
@@ -75,10 +77,6 @@ def evaluation_charts(evaluation: Evaluation, record: dict[str, Any]) -> list[Ch
         found.append(Chart("running", "Rollouts that still run", x_label, "% of the starts", tuple(running),
                            note=DEFINITIONS["running"].text, y_range=(0.0, 102.0)))  # fmt: skip
     return found
-
-
-def _unit(units: dict[str, str]) -> str:
-    return {"femtosecond": "fs", "picosecond": "ps", "nanosecond": "ns"}.get(units.get("time", ""), "")
 
 
 def _axis(metric: str, units: dict[str, str]) -> str:
@@ -99,7 +97,7 @@ def _at_horizons(metric: str, log: bool, record: dict[str, Any], colours: dict[s
                  note=DEFINITIONS[metric].text, y_log=log)  # fmt: skip
 
 
-def _temperatures(results: dict[str, Any], units: dict[str, str], x_label: str) -> list[Chart]:
+def _temperatures(results: dict[str, Any], x_label: str) -> list[Chart]:
     series = []
     names = sorted({k for entry in results.values() for k in entry.get("series", {}) if k.startswith("temperature_")})
     shown = [name for name in results if name not in BASELINES]
@@ -131,7 +129,7 @@ def _profiles(record: dict[str, Any], colours: dict[str, int]) -> list[Chart]:
                   note=DEFINITIONS["rmsf"].text)]  # fmt: skip
 
 
-def _pairs(evaluation: Evaluation) -> list[Chart]:
+def _pairs(evaluation: Evaluation, colours: dict[str, int]) -> list[Chart]:
     reference = evaluation.pairs.get(REFERENCE, [])
     charts = []
     for pair in reference:
@@ -139,10 +137,10 @@ def _pairs(evaluation: Evaluation) -> list[Chart]:
         if not outside.any():
             continue
         series = [Series(REFERENCE, pair.r, pair.g, DASHED, 2)]
-        for index, (name, found) in enumerate(evaluation.pairs.items()):
+        for name, found in evaluation.pairs.items():
             if name in (REFERENCE, *BASELINES):
                 continue
-            series += [Series(name, each.r, each.g, "line", (0, 1, 3)[index % 3]) for each in found
+            series += [Series(name, each.r, each.g, "line", colours[name]) for each in found
                        if each.name == pair.name]  # fmt: skip
         top = 1.3 * float(pair.g[outside].max())
         note = f"Mean of {pair.frames} frames, the first fifth of every rollout left out."

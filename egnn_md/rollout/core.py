@@ -15,7 +15,7 @@ from egnn_md.errors import InputError
 from egnn_md.graph import ParticleGraph
 from egnn_md.rollout.guards import Failure, Guards, RolloutError
 from egnn_md.rollout.state import State, from_graph
-from egnn_md.rollout.stepper import Stepper
+from egnn_md.rollout.stepper import Stepper, config_of
 
 Array = NDArray[Any]
 Start = State | ParticleGraph | Trajectory
@@ -96,8 +96,8 @@ def rollout(
         model: a propagator; its device and precision are used.
         start: a :class:`State` (``egnn_md.rollout.state_at`` takes one from a data set), a
             :class:`~egnn_md.graph.ParticleGraph` with velocities, or a trajectory (its first frame, with its true
-            velocities). A sequence of them, or a graph of several systems, is rolled out together; one that fails
-            stops alone.
+            velocities: ``velocity: true`` only). A sequence of them, or a graph of several systems, is rolled out
+            together; one that fails stops alone.
         steps: strides.
         skin: of the neighbour lists; see :class:`Stepper`.
         guards: see :class:`Stepper`.
@@ -115,7 +115,7 @@ def rollout(
     """
     if steps < 0 or every < 1:
         raise InputError(f"steps must not be negative and every at least 1, not {steps} and {every}")
-    starts, many = _starts(start)
+    starts, many = _starts(start, config_of(model).velocity)
     stepper = Stepper(model, starts, skin=skin, guards=guards, seed=seed)
     frames: list[list[State]] = [[state] for state in stepper.states]
     first = [state.step for state in stepper.states]
@@ -141,12 +141,17 @@ def rollout(
     return results if many else results[0]
 
 
-def _starts(start: Start | Sequence[Start]) -> tuple[list[State], bool]:
+def _starts(start: Start | Sequence[Start], velocity: str) -> tuple[list[State], bool]:
     if isinstance(start, State):
         return [start], False
     if isinstance(start, ParticleGraph):
         return from_graph(start), start.num_graphs > 1
     if isinstance(start, Trajectory):
+        if velocity == "backward":
+            raise InputError(
+                f"the propagator takes backward differences, and the first frame of trajectory {start.name!r} has no "
+                "frame before it; start from a later one with egnn_md.rollout.state_at(..., frame=1)"
+            )
         velocities = start.velocities
         return [
             State(
@@ -164,7 +169,7 @@ def _starts(start: Start | Sequence[Start]) -> tuple[list[State], bool]:
             f"a rollout starts from a State, a ParticleGraph, a Trajectory or a sequence of them, not a "
             f"{type(start).__name__}"
         )
-    found = [state for item in start for state in _starts(item)[0]]
+    found = [state for item in start for state in _starts(item, velocity)[0]]
     return [state.replace(name=state.name or f"start {i}") for i, state in enumerate(found)], True
 
 

@@ -9,11 +9,12 @@ from egnn_md.rollout.metrics import JUMP_FACTOR
 from egnn_md.rollout.metrics_protein import BOND_LIMIT
 
 SINKHORN_STARTS = 8  # a transport problem costs tenths of a second
+BLOCKS = 10  # of successive windows of few trajectories, for the error of the one-step MSE
 
 
 @dataclass(frozen=True)
 class Definition:
-    """Title, unit (``L`` and ``T`` stand for those of the data) and text of a metric."""
+    """Title, unit (``L``, ``T`` stand for length and time of the data, ``E`` for energy) and text of a metric."""
 
     title: str
     unit: str
@@ -25,12 +26,14 @@ DEFINITIONS = {
         "MSE",
         "L²",
         "Mean over particles and components of the squared error of the positions (torch's MSELoss); particles of "
-        "static types are left out. One step: over all windows together. Horizons: mean over the starts.",
+        "static types are left out. One step: over all windows together. Horizons: mean over the starts that run.",
     ),
     "mse_error": Definition(
         "± of the MSE",
         "L²",
-        "Standard deviation over the starts, over the root of their number; starts of one trajectory are correlated.",
+        "Standard error of the mean. Horizons: over the starts, as if they were independent; those of one trajectory "
+        f"that overlap are not. One step: over the trajectories, or over {BLOCKS} blocks of successive windows if "
+        "there are fewer.",
     ),
     "mae": Definition("MAE", "L", "The same mean of the absolute errors."),
     "velocity_mse": Definition(
@@ -45,7 +48,7 @@ DEFINITIONS = {
         "Debiased Sinkhorn divergence of the particles' cloud from the reference's (cost |x-y|², POT): it does not "
         f"ask which particle is which. At most {POINTS} particles, the same ones of both clouds, drawn once; "
         f"regularisation {REGULARISATION:g} of the mean squared distance of two reference particles; at most "
-        f"{ITERATIONS} iterations; mean over the first {SINKHORN_STARTS} starts.",
+        f"{ITERATIONS} iterations; mean over at most {SINKHORN_STARTS} starts, evenly chosen.",
     ),
     "grid_density_error": Definition(
         "Density error",
@@ -64,12 +67,15 @@ DEFINITIONS = {
     ),
     "kinetic_energy": Definition(
         "Kinetic energy",
-        "m L²/T²",
-        "½ Σ m v² over the number of particles, with the velocities that the model predicts; m is amu for elements, "
-        "else 1.",
+        "E",
+        "½ Σ m v² over the number of particles, with the velocities that the model predicts, in eV for elements; "
+        "other particles have mass 1. Stay still and linear keep the velocities of the start. Differences between "
+        "frames are slower than true velocities: compare with the reference, which has the same kind.",
     ),
     "kinetic_energy_error": Definition(
-        "Kinetic energy error", "", "|K - K_ref| / K_ref at the same time; mean over the starts."
+        "Kinetic energy error",
+        "",
+        "Mean over the starts of |K - K_ref| at the same time, over the mean of K_ref of the same starts.",
     ),
     "momentum_drift": Definition(
         "Momentum drift",
@@ -92,7 +98,14 @@ DEFINITIONS = {
         "RMSF",
         "L",
         "Root mean square fluctuation of each particle over the frames of the rollout, laid on its first frame "
-        "(mdtraj); mean over the starts.",
+        "(mdtraj); mean over the starts whose rollout ran to its end.",
+    ),
+    "rmsf_mean": Definition("RMSF, mean", "L", "Mean over the particles of the RMSF."),
+    "rmsf_error": Definition(
+        "RMSF error", "L", "Root mean square over the particles of the difference to the reference's RMSF."
+    ),
+    "rmsf_correlation": Definition(
+        "RMSF correlation", "", "Pearson's correlation over the particles with the reference's RMSF."
     ),
     "radius_of_gyration": Definition("Radius of gyration", "L", "sqrt(Σ m |x - c|² / Σ m)."),
     "bond_violations": Definition(
@@ -102,13 +115,16 @@ DEFINITIONS = {
         "Thermal motion violates some: the reference's own share is shown beside it.",
     ),
     "temperature": Definition(
-        "Temperature of the element", "K", "Σ m v² / (3 N k_B); equal for all elements in equilibrium."
+        "Temperature of the element",
+        "K",
+        "Σ m v² / (3 N k_B); equal for all elements in equilibrium, if velocities are true ones.",
     ),
     "diffusion": Definition(
         "Diffusion",
-        "L²/T",
-        "Slope of the mean squared displacement over 6 T, lags of a tenth to four tenths of the rollout; error over "
-        "groups of particles. Not given for rollouts of fewer than 20 strides.",
+        "cm²/s",
+        "Slope of the mean squared displacement over 6 t at lags of a tenth to four tenths of the rollout; error over "
+        "groups of particles. Rollouts that ran to their end only, and none of 20 strides or fewer. Of a short "
+        "rollout it is a number to compare with the reference's, not yet the liquid's diffusion coefficient.",
     ),
     "pair_difference": Definition(
         "Pair distribution error", "", "Mean of |g(r) - g_ref(r)| beyond the atoms of one molecule."
@@ -125,26 +141,50 @@ DEFINITIONS = {
     "worse_than_still": Definition(
         "Worse than staying", "strides", "First stride after which the MSE is larger than that of staying at the start."
     ),
+    "worse_than_linear": Definition(
+        "Worse than linear", "strides", "First stride after which the MSE is larger than that of going straight on."
+    ),
+    "trusted": Definition(
+        "Trusted",
+        "strides",
+        "At this and every earlier stride the rollout's MSE is clearly below that of stay still and of linear (the "
+        "mean over the starts of the paired difference is more than its standard error), and no start has stopped or "
+        "jumped.",
+    ),
     "strides_until_failure": Definition(
         "Strides until failure", "strides", "The earlier of `stopped` and `jump`; median over the starts."
     ),
     "running": Definition(
-        "Running", "", "Share of the starts that have not stopped. Means at a time are over those that run."
+        "Running",
+        "",
+        "Share of the starts that have not stopped. Means at a time are over those that run: usually the easier ones.",
     ),
 }
 
-_NAMES = {"angstrom": "Å", "nanometer": "nm", "bohr": "bohr", "femtosecond": "fs", "picosecond": "ps"}
+_NAMES = {
+    "angstrom": "Å", "nanometer": "nm", "bohr": "bohr", "m": "m",
+    "femtosecond": "fs", "picosecond": "ps", "nanosecond": "ns", "s": "s",
+}  # fmt: skip
 
 
 def unit_of(metric: str, units: dict[str, str]) -> str:
-    """Unit of a metric for data in ``units``; lengths and times without units stay ``L`` and ``T``."""
+    """Unit of a metric for data in ``units``; lengths and times without units stay ``L`` and ``T``.
+
+    An energy is in ``units["energy"]``, or per unit of mass if there is none.
+    """
     found = DEFINITIONS.get(metric) or DEFINITIONS["temperature" if metric.startswith("temperature") else "mse"]
-    length, time = (_NAMES.get(units.get(key, ""), letter) for key, letter in (("length", "L"), ("time", "T")))
     text = found.unit
-    if not text or text[0] in "Ks":
+    if text == "E":
+        text = units.get("energy", "L²/T²")
+    length, time = (_NAMES.get(units.get(key, ""), letter) for key, letter in (("length", "L"), ("time", "T")))
+    if not set(text) <= set("LT²/"):
         return text
-    mass = "amu" if length != "L" else "m"
-    return "".join({"L": length, "T": time, "m": mass}.get(letter, letter) for letter in text)
+    return text.replace("L", length).replace("T", time)
+
+
+def time_unit(units: dict[str, str]) -> str:
+    """Symbol of the data's unit of time; empty without one."""
+    return _NAMES.get(units.get("time", ""), "")
 
 
 def title_of(metric: str) -> str:

@@ -16,7 +16,7 @@ from egnn_md.errors import InputError
 from egnn_md.rollout.guards import Failure
 from egnn_md.rollout.request import RolloutRequest
 from egnn_md.rollout.state import State
-from egnn_md.rollout.units import EngineUnits, are_elements, particle_masses
+from egnn_md.rollout.units import NONE, EngineUnits, are_elements, particle_masses
 from egnn_md.simulation.files import AppendFile, write_atomic
 from egnn_md.simulation.mechanics import kinetic_energy
 from egnn_md.simulation.rundir import FORMAT, RunDirectory
@@ -36,11 +36,13 @@ LOG_COLUMNS = (
 
 
 def log_units(units: EngineUnits, config_units: dict[str, str]) -> dict[str, str]:
-    """What the columns of the log are in. Without units every mass is 1."""
+    """What the columns of the log are in. Without molecular units every mass is 1."""
+    length, time = units.names
+    speed = NONE if length == NONE else f"{length}/{time}"
     return {
         "time": config_units["time"],
-        "kinetic_energy": "eV" if units.physical else "none",
-        "momentum": "amu angstrom/femtosecond" if units.physical else "none",
+        "kinetic_energy": "eV" if units.physical else NONE if speed == NONE else f"({speed})^2",
+        "momentum": "amu angstrom/femtosecond" if units.physical else speed,
         "max_displacement": config_units["length"],
     }
 
@@ -48,7 +50,7 @@ def log_units(units: EngineUnits, config_units: dict[str, str]) -> dict[str, str
 class ExactExtxyz:
     """Extended XYZ that a rollout can start from: every number as it is, particle types and given inputs too.
 
-    Lengths in Å, velocities in Å/fs; numbers without units are multiplied by ``unit_length``, which is told.
+    Lengths in Å, velocities in Å/fs; numbers without molecular units are multiplied by ``unit_length``, which is told.
     """
 
     suffix = "extxyz"
@@ -63,7 +65,7 @@ class ExactExtxyz:
         self.pbc = " ".join("T" if flag else "F" for flag in start.pbc)
         self.periodic = any(start.pbc)
         self.info = (f'system="{system}" ' if system else "") + (
-            "" if units.physical else f"unit_length={units.length!r} "
+            "" if units.physical else f'unit_length={units.length!r} units="{" ".join(units.names)}" '
         )
 
     def header(self) -> bytes:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from egnn_md.rollout.state import State
 
 Array = NDArray[Any]
+CROWDING = 10.0  # times the neighbours of the start: no liquid is compressed like that
+FEW = 100.0  # neighbours a particle that are never too many: drops of a thin start may merge
 
 
 @dataclass(frozen=True)
@@ -57,11 +59,14 @@ class Guards:
             gravity make wide strides normal, the diagonal of the walls or of the start's bounding box.
         min_distance: between two particles. Rule: not looked at.
         wall_tolerance: how far outside the model's walls a particle may be. Rule: the reach of a wall.
+        max_crowding: mean number of neighbours a particle, in those of the start: a liquid that collapses has ever
+            more of them, until the memory is full. Rule: 10; up to 100 neighbours are always allowed.
     """
 
     max_displacement: float | None = None
     min_distance: float | None = None
     wall_tolerance: float | None = None
+    max_crowding: float | None = None
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -84,7 +89,7 @@ class Guards:
         if tolerance is None and config.walls is not None:
             tolerance = config.wall_range or config.cutoff
         walls = None if config.walls is None else np.array(config.walls)
-        return Limits(displacement, self.min_distance, walls, tolerance)
+        return Limits(displacement, self.min_distance, walls, tolerance, self.max_crowding or CROWDING)
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,7 @@ class Limits:
     distance: float | None
     walls: Array | None
     tolerance: float | None
+    crowding: float = CROWDING
 
     def check(self, before: State, positions: Array, velocities: Array) -> tuple[int | None, str] | None:
         """(particle, reason) of the first thing that is wrong with the state after ``before``, or None.
@@ -122,6 +128,21 @@ class Limits:
         if self.distance is not None:
             return self._too_near(before, positions, self.distance)
         return None
+
+    def crowded(self, state: State, receivers: Array, first: int) -> tuple[int, str] | None:
+        """(particle with the most neighbours, reason) if ``state`` has far more edges than ``first`` of the start.
+
+        ``receivers`` is row 0 of its edge index.
+        """
+        now, then = len(receivers) / len(state), first / len(state)
+        if now <= max(self.crowding * then, FEW):
+            return None
+        counts = np.bincount(receivers, minlength=len(state))
+        particle = int(np.argmax(counts))
+        return particle, (
+            f"the system has collapsed: {now:.4g} neighbours a particle, {then:.4g} at the start (limit "
+            f"{self.crowding:g} times); {named(state, particle)} has {counts[particle]}"
+        )
 
     @staticmethod
     def _too_near(before: State, positions: Array, limit: float) -> tuple[int, str] | None:

@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 from egnn_md.errors import InputError
 
 Array = NDArray[np.float64]
+ROUNDING = 1e-9  # of sums of squares of doubles
+WALL_ROUNDING = 1e-6  # of the largest coordinate of a box
 JUMP_FACTOR = 5.0  # a particle that goes this many times farther in a stride than any of the reference jumped
 
 
@@ -112,6 +114,9 @@ class Outside:
 def outside_walls(positions: NDArray, walls: Sequence[Sequence[float]], moving: NDArray | None = None) -> Outside:
     """Particles whose centre is outside ``walls``; one that is not finite counts, and is infinitely far.
 
+    A model that stops particles at its walls puts them there in single precision: one that is outside by less than
+    ``WALL_ROUNDING`` of the box is on the wall.
+
     Args:
         positions: (F, N, 3).
         walls: three ``[low, high]`` pairs.
@@ -123,6 +128,7 @@ def outside_walls(positions: NDArray, walls: Sequence[Sequence[float]], moving: 
     seen = positions if moving is None else positions[:, moving]
     beyond = np.maximum(box[:, 0] - seen, seen - box[:, 1]).max(axis=2)
     beyond = np.where(np.isfinite(beyond), beyond, np.inf)
+    beyond = np.where(beyond <= WALL_ROUNDING * np.abs(box).max(), 0.0, beyond)
     if beyond.shape[1] == 0:
         return Outside(np.zeros(len(seen), dtype=np.int64), np.zeros(len(seen)))
     return Outside((beyond > 0).sum(axis=1), np.maximum(beyond.max(axis=1), 0.0))
@@ -130,13 +136,14 @@ def outside_walls(positions: NDArray, walls: Sequence[Sequence[float]], moving: 
 
 @dataclass(frozen=True)
 class Failures:
-    """First stride (from 1) at which a rollout failed, by three standards; None where it did not.
+    """First stride (from 1) at which a rollout failed, by four standards; None where it did not.
 
     Attributes:
         not_finite: a position that is not finite, or a rollout that was stopped there by its guards.
         jump: a particle went farther in one stride than ``JUMP_FACTOR`` times the largest displacement in a
             stride of any particle in the whole reference.
         worse_than_still: the MSE is larger than that of staying at the start.
+        worse_than_linear: the MSE is larger than that of going straight on; None if that was not given.
         strides: how many were looked at.
     """
 
@@ -144,6 +151,7 @@ class Failures:
     jump: int | None
     worse_than_still: int | None
     strides: int
+    worse_than_linear: int | None = None
 
     @property
     def broken(self) -> int | None:
@@ -168,13 +176,16 @@ def _pairs_of(positions: NDArray) -> list[NDArray]:
     return [positions[index : index + 2] for index in range(len(positions) - 1)]
 
 
-def find_failure(predicted: NDArray, reference: NDArray, moving: NDArray | None = None) -> Failures:
+def find_failure(
+    predicted: NDArray, reference: NDArray, moving: NDArray | None = None, linear: NDArray | None = None
+) -> Failures:
     """When a rollout failed.
 
     Args:
         predicted: (F, N, 3); frames after a stop are NaN.
         reference: (F, N, 3).
         moving: (N,) bool, particles that are looked at; all if None.
+        linear: (F,) MSE of going straight on, or None.
     """
     check_frames(predicted, reference)
     if moving is not None:
@@ -185,10 +196,13 @@ def find_failure(predicted: NDArray, reference: NDArray, moving: NDArray | None 
         steps = np.array([np.linalg.norm(b - a, axis=1).max(initial=0.0) for a, b in _pairs_of(predicted)])
         error = squared_error(predicted, reference)[1:]
         still = squared_error(stay_still(reference[0], len(reference)), reference)[1:]
-        worse = ~(error <= still)
+        # also where the error is no number; a baseline is not worse than itself by the order of a sum
+        worse = ~(error <= still * (1 + ROUNDING))
+        bent = None if linear is None else ~(error <= linear[1:] * (1 + ROUNDING))
     return Failures(
         not_finite=_first(~finite),
         jump=_first(finite & (steps > limit)) if limit > 0 else None,
         worse_than_still=_first(worse),
         strides=len(predicted) - 1,
+        worse_than_linear=None if bent is None else _first(bent),
     )

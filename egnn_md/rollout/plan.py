@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from egnn_md.data.trajectories import TrajectorySet
 from egnn_md.data.windows import model_velocities, nearest_image
@@ -144,21 +145,34 @@ def read_case(data: TrajectorySet, config: PropagatorConfig, number: int, start:
     trajectory = data[index]
     every = round(config.stride / data.metadata.frame_interval)
     positions = np.empty((length + 1, trajectory.num_particles, 3))
-    velocities = np.empty_like(positions)
     for k in range(length + 1):
         stored = np.asarray(trajectory.positions[frame + k * every], dtype=np.float64)
         step = stored - positions[k - 1] if k else None
         images = None if step is None else nearest_image(step, trajectory.cell, data.metadata.pbc)
         positions[k] = stored if images is None else positions[k - 1] + images
-        velocities[k] = model_velocities(trajectory, frame + k * every, config, data.metadata)
     return Case(
         number=number,
         trajectory=index,
         frame=frame,
         positions=positions,
-        velocities=velocities,
+        velocities=read_velocities(data, config, start, length),
         species=trajectory.species,
         masses=particle_masses(trajectory.species, engine_units(config)),
         moving=~np.isin(trajectory.species, config.static_species),
         cell=trajectory.cell if all(data.metadata.pbc) else None,
     )
+
+
+def read_velocities(
+    data: TrajectorySet, config: PropagatorConfig, start: tuple[int, int], length: int
+) -> NDArray[np.float64]:
+    """(length + 1, N, 3) velocities of the reference, as ``config.velocity`` defines them."""
+    index, frame = start
+    every = round(config.stride / data.metadata.frame_interval)
+    frames = [frame + k * every for k in range(length + 1)]
+    return np.stack([model_velocities(data[index], k, config, data.metadata) for k in frames])
+
+
+def spread(number: int, most: int) -> set[int]:
+    """At most ``most`` of 0 … number - 1, evenly chosen."""
+    return {int(place) for place in np.linspace(0, number - 1, min(most, number)).round()}

@@ -27,6 +27,7 @@ class RolloutRequest(BaseModel):
     part: Literal["train", "valid", "test"] | None = None
     trajectory_index: tuple[int, ...] = Field((0,), min_length=1)
     topology: str | None = Field(None, description="names, residues and bonds for topology.pdb")
+    temperature: float | None = Field(None, gt=0, description="K of velocities to draw for a file without any")
     output: Path
     formats: tuple[TrajectoryFormat, ...] = Field(("dcd",), min_length=1)
     every: int = Field(1, gt=0, description="strides between frames")
@@ -39,8 +40,9 @@ class RolloutRequest(BaseModel):
     max_displacement: float | None = Field(None, gt=0)
     min_distance: float | None = Field(None, gt=0)
     wall_tolerance: float | None = Field(None, gt=0)
+    max_crowding: float | None = Field(None, gt=0, description="neighbours a particle, in those of the start")
     unit_length: float | None = Field(None, gt=0, description="Å of one length of a model without units")
-    seed: int = Field(0, ge=0, lt=2**31, description="of random edge dropping")
+    seed: int = Field(0, ge=0, lt=2**31, description="of random edge dropping and of drawn velocities")
 
     @model_validator(mode="after")
     def _together(self) -> Self:

@@ -17,7 +17,7 @@ from egnn_md.rollout.request import RolloutRequest
 from egnn_md.rollout.starts import Starts, read_starts
 from egnn_md.rollout.state import State
 from egnn_md.rollout.stepper import Stepper, config_of
-from egnn_md.rollout.topology import check_cell, make_topology, write_pdb
+from egnn_md.rollout.topology import check_cell, make_topology, rounding_note, write_pdb
 from egnn_md.rollout.units import EngineUnits, engine_units
 from egnn_md.simulation.driver import now
 from egnn_md.simulation.files import write_atomic, writing
@@ -145,7 +145,9 @@ class _Loop:
                 "new rollout"
             )
         starts = self._starts(checkpoint, record)
-        guards = Guards(request.max_displacement, request.min_distance, request.wall_tolerance)
+        guards = Guards(
+            request.max_displacement, request.min_distance, request.wall_tolerance, request.max_crowding
+        )
         self.stepper = Stepper(propagator, starts.states, skin=request.skin, guards=guards, seed=request.seed)
         self.engine = open_engine(request.engine, self.stepper, starts.units)
         self.names = _names(request)
@@ -199,6 +201,9 @@ class _Loop:
 
     def _create(self, folders: list[Any], starts: Starts, description: dict[str, Any], overwrite: bool) -> None:
         topologies = [make_topology(state, starts.units, starts.topology) for state in starts.states]
+        note = rounding_note(starts.states[0], self.config, starts.units) if "xtc" in self.request.formats else None
+        if note is not None:
+            say(self.console, note)
         self.directory.create(overwrite=overwrite)
         units: EngineUnits = starts.units
         self.directory.write(

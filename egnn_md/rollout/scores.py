@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from egnn_md.rollout import metrics, metrics_molecular, metrics_protein
-from egnn_md.rollout.definitions import SINKHORN_STARTS
 from egnn_md.rollout.density import grid_density_error, local_density, sample, sinkhorn_divergence
+from egnn_md.simulation.mechanics import EV_PER_AMU_ANGSTROM2_PER_FS2
 
 if TYPE_CHECKING:
     from egnn_md.report.pairs import PairFunction
@@ -48,6 +48,11 @@ class World:
     elements: bool = False
     up: int = 1
 
+    @property
+    def energy(self) -> float:
+        """eV in amu length²/time² of elements; 1 for other particles."""
+        return EV_PER_AMU_ANGSTROM2_PER_FS2 * (self.angstrom / self.femtosecond) ** 2 if self.elements else 1.0
+
 
 @dataclass(frozen=True)
 class Case:
@@ -63,6 +68,8 @@ class Case:
         masses: (N,).
         moving: (N,) bool.
         cell: (3, 3) rows or None.
+        linear: (F,) MSE of going straight on from here, or None.
+        sinkhorn: whether clouds are compared, which costs time.
     """
 
     number: int
@@ -74,11 +81,18 @@ class Case:
     masses: Array
     moving: NDArray[np.bool_]
     cell: Array | None = None
+    linear: Array | None = None
+    sinkhorn: bool = True
 
 
 @dataclass
 class Score:
-    """Metrics of one rollout from one start: series (F,), and values at single strides."""
+    """Metrics of one rollout from one start: series (F,), values at single strides.
+
+    Attributes:
+        kinetic: (F,) of the reference, which errors of kinetic energies are relative to; None for the reference.
+        unconverged: transport problems whose iterations ended before they were solved.
+    """
 
     series: dict[str, Array] = field(default_factory=dict)
     at: dict[str, dict[int, float]] = field(default_factory=dict)
@@ -86,6 +100,8 @@ class Score:
     rmsf: Array | None = None
     diffusion: metrics_molecular.Diffusion | None = None
     frames: Array | None = None
+    kinetic: Array | None = None
+    unconverged: int = 0
 
 
 def _by_itself(world: World, case: Case, positions: Array, velocities: Array) -> Score:
@@ -94,7 +110,7 @@ def _by_itself(world: World, case: Case, positions: Array, velocities: Array) ->
     x, v, masses = positions[:, moving], velocities[:, moving], case.masses[moving]
     found = Score()
     series = found.series
-    series["kinetic_energy"] = metrics.kinetic_energy(v, masses) / max(len(masses), 1)
+    series["kinetic_energy"] = _kinetic(world, v, masses)
     series["momentum_drift"] = metrics.drift(metrics.mean_velocity(v, masses))
     series["centre_of_mass_drift"] = metrics.drift(metrics.centre_of_mass(x, masses))
     if world.walls is not None:
@@ -116,9 +132,16 @@ def _by_itself(world: World, case: Case, positions: Array, velocities: Array) ->
             series[f"temperature_{symbol}"] = values
         good = positions[np.isfinite(positions).all(axis=(1, 2))]
         if len(good) > FEWEST_FOR_DIFFUSION:
-            found.diffusion = metrics_molecular.diffusion(good, world.stride, masses=case.masses)
+            found.diffusion = metrics_molecular.diffusion(
+                good * world.angstrom, world.stride * world.femtosecond, masses=case.masses
+            )
         found.frames = good[int(PAIR_START * len(good)) :]
     return found
+
+
+def _kinetic(world: World, velocities: Array, masses: Array) -> Array:
+    """(F,) kinetic energy over the number of particles."""
+    return world.energy * metrics.kinetic_energy(velocities, masses) / max(len(masses), 1)
 
 
 def score_reference(world: World, case: Case) -> Score:
@@ -142,15 +165,13 @@ def score(world: World, case: Case, positions: Array, velocities: Array, horizon
         series["mse"] = metrics.squared_error(positions, case.positions, moving)
         series["mae"] = metrics.absolute_error(positions, case.positions, moving)
         series["velocity_mse"] = metrics.squared_error(velocities, case.velocities, moving)
-        kinetic = metrics.kinetic_energy(case.velocities[:, moving], case.masses[moving]) / max(int(moving.sum()), 1)
-        with np.errstate(divide="ignore"):
-            relative = np.abs(series["kinetic_energy"] - kinetic) / kinetic
-        series["kinetic_energy_error"] = np.where(kinetic > 0, relative, np.nan)
+        found.kinetic = _kinetic(world, case.velocities[:, moving], case.masses[moving])
+        series["kinetic_energy_error"] = np.abs(series["kinetic_energy"] - found.kinetic)
         centres = [metrics.centre_of_mass(x[:, moving], case.masses[moving]) for x in (positions, case.positions)]
         series["centre_of_mass_error"] = np.linalg.norm(centres[0] - centres[1], axis=1)
         if world.kind == "protein":
             series["rmsd"] = metrics_protein.rmsd(positions, case.positions)
-        found.failures = metrics.find_failure(positions, case.positions, moving)
+        found.failures = metrics.find_failure(positions, case.positions, moving, case.linear)
     for horizon in horizons:
         x, y = positions[horizon][moving], case.positions[horizon][moving]
         if np.isfinite(x).all():
@@ -162,9 +183,11 @@ def _densities(found: Score, world: World, case: Case, x: Array, y: Array, horiz
     def note(name: str, value: float) -> None:
         found.at.setdefault(name, {})[horizon] = value
 
-    if case.number < SINKHORN_STARTS:
+    if case.sinkhorn:
         points = sample(len(x))
-        note("sinkhorn", sinkhorn_divergence(x[points], y[points], cell=case.cell).value)
+        clouds = sinkhorn_divergence(x[points], y[points], cell=case.cell)
+        note("sinkhorn", clouds.value)
+        found.unconverged += not clouds.converged
     if world.kind == "liquid" and world.radius is not None:
         note("grid_density_error", grid_density_error(x, y, world.radius, bounds=world.walls, cell=case.cell))
         local = local_density(x, y, world.radius, case.cell)
@@ -198,6 +221,7 @@ def combine(scores: Sequence[Score], horizons: Sequence[int], stride: float, ref
             ]
     if not reference:
         series["running"] = np.isfinite(stacked["mse"]).mean(axis=0).tolist()
+        series["kinetic_energy_error"] = _relative(stacked["kinetic_energy_error"], scores)
     rows = []
     for horizon in horizons:
         row: dict[str, Any] = {"strides": horizon, "time": horizon * stride}
@@ -216,11 +240,31 @@ def combine(scores: Sequence[Score], horizons: Sequence[int], stride: float, ref
     profiles = [score.rmsf for score in scores if score.rmsf is not None]
     if profiles and len({len(profile) for profile in profiles}) == 1:
         found["rmsf"] = np.mean(profiles, axis=0).tolist()
-    diffusions = [score.diffusion for score in scores if score.diffusion is not None]
+    diffusions = [score.diffusion for score in scores if score.diffusion is not None and _whole(score)]
     if diffusions:
         error = float(np.sqrt(sum(d.error**2 for d in diffusions)) / len(diffusions))
-        found["diffusion"] = {"value": _mean([d.value for d in diffusions]), "error": error, "lags": diffusions[0].lags}
+        factor = metrics_molecular.CM2_PER_S_PER_ANGSTROM2_PER_FS
+        found["diffusion"] = {
+            "value": factor * _mean([d.value for d in diffusions]),
+            "error": factor * error,
+            "lags_fs": diffusions[0].lags,
+            "starts": len(diffusions),
+        }
     return found
+
+
+def _whole(score: Score) -> bool:
+    """Whether a rollout ran to its end: lags and profiles of shorter ones mean something else."""
+    return bool(np.isfinite(score.series["centre_of_mass_drift"][-1]))
+
+
+def _relative(deviations: Array, scores: Sequence[Score]) -> list[float]:
+    """(F,) mean deviation over the mean of the reference, both over the starts that run: no start of hardly any
+    kinetic energy (a body of fluid at rest) decides alone."""
+    kinetic = np.stack([np.zeros(0) if score.kinetic is None else score.kinetic for score in scores])
+    kinetic = np.where(np.isfinite(deviations), kinetic, 0.0).sum(axis=0)
+    total = np.where(np.isfinite(deviations), deviations, 0.0).sum(axis=0)
+    return [float(d / k) if k > 0 else float("nan") for d, k in zip(total, kinetic, strict=True)]
 
 
 def _failures(scores: Sequence[Score]) -> dict[str, Any]:
@@ -232,6 +276,7 @@ def _failures(scores: Sequence[Score]) -> dict[str, Any]:
         "not_finite": [failure.not_finite for failure in failures],
         "jump": [failure.jump for failure in failures],
         "worse_than_still": [failure.worse_than_still for failure in failures],
+        "worse_than_linear": [failure.worse_than_linear for failure in failures],
     }
     for name, strides in standards.items():
         failed = sorted(stride for stride in strides if stride is not None)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from egnn_md.errors import InputError
 from egnn_md.rollout.state import State, check_causal, state_at
-from egnn_md.rollout.units import EngineUnits, engine_units
+from egnn_md.rollout.units import EngineUnits, are_elements, engine_units
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -63,6 +63,8 @@ def read_starts(request: RolloutRequest, config: PropagatorConfig) -> Starts:
     """
     check_causal(config)
     path = resolve_system(request.system)
+    if request.temperature is not None and (path.is_dir() or path.suffix in (".h5", ".xml")):
+        raise InputError(f"--temperature draws velocities, but {path} brings its own; leave it out")
     if path.is_dir() or path.suffix == ".h5":
         return _from_data(request, config, path)
     if request.part is not None or request.trajectory_index != (0,):
@@ -107,6 +109,8 @@ def _from_file(request: RolloutRequest, config: PropagatorConfig, path: Path) ->
     states = []
     for frame in request.starts:
         before = frames[frame - 1] if frame % len(frames) > 0 else None
+        if request.temperature is not None:
+            _draw_velocities(frames[frame], request.temperature, request.seed, config, units, path)
         states.append(state_from_atoms(frames[frame], config, units, before=before, name=f"{path.name}, frame {frame}"))
     if topology is None and path.name.lower().endswith(NAMED_FORMATS):
         topology = str(path)
@@ -122,14 +126,32 @@ def _units_of(atoms: Atoms, config: PropagatorConfig, unit_length: float | None,
     units = engine_units(config, unit_length)
     if said is None:
         return units
-    if units.physical:
+    names = str(atoms.info.get("units", " ".join(units.names)))
+    if units.physical or names != " ".join(units.names):
         raise InputError(
-            f"{path} holds numbers without units (unit_length={said}), but the propagator of {config.system!r} is "
-            f"in {config.units['length']} and {config.units['time']}"
+            f"{path} holds numbers in {names!r} (unit_length={said}), but the propagator of {config.system!r} is "
+            f"in {' '.join(units.names)!r}; start it from a state of its own units"
         )
     if unit_length is not None and float(said) != unit_length:
         raise InputError(f"{path} was written with --unit-length {float(said):g}, not {unit_length:g}")
     return engine_units(config, float(said))
+
+
+def _draw_velocities(
+    atoms: Atoms, kelvin: float, seed: int, config: PropagatorConfig, units: EngineUnits, path: Path
+) -> None:
+    """Give ``atoms`` Maxwell-Boltzmann velocities at ``kelvin`` without total momentum."""
+    from egnn_md.simulation.mechanics import maxwell_boltzmann
+
+    if velocities_of(atoms) is not None:
+        raise InputError(f"--temperature draws velocities, but {path} brings its own; leave it out")
+    if config.velocity != "true" or not are_elements(atoms.numbers, units):
+        raise InputError(
+            f"--temperature {kelvin:g}: thermal velocities are for atoms of a model that takes true ones, but the "
+            f"propagator of {config.system!r} takes {config.velocity} ones in {' per '.join(units.names)}; start from "
+            "its data set"
+        )
+    atoms.arrays["velocities"] = maxwell_boltzmann(atoms.get_masses(), kelvin, np.random.default_rng(seed))
 
 
 def velocities_of(atoms: Atoms) -> Array | None:
@@ -176,7 +198,11 @@ def state_from_atoms(
         raise InputError(
             f"{name or 'the atoms'}: no velocities, but the propagator of {config.system!r} takes {config.velocity} "
             "ones; give a file with a column velocities (Å/fs) or momenta"
-            + (", or a later frame, whose difference to the one before is taken" if config.velocity != "true" else "")
+            + (
+                ", or a later frame, whose difference to the one before is taken"
+                if config.velocity != "true"
+                else ", or (molecules) a --temperature to draw them at" if units.physical else ""
+            )
         )
     features = atoms.arrays.get("node_features")
     if features is not None:
@@ -202,6 +228,7 @@ def _from_openmm_state(path: Path, topology: str | None, config: PropagatorConfi
     try:
         root = ElementTree.parse(path).getroot()
         names = mdtraj.load_topology(topology)
+        types = [atom.element.atomic_number for atom in names.atoms]
     except Exception as error:  # the parsers of both libraries raise what they like
         raise InputError(f"{path} with topology {topology} cannot be read: {error}") from error
 
@@ -214,12 +241,14 @@ def _from_openmm_state(path: Path, topology: str | None, config: PropagatorConfi
     positions, velocities = vectors("Positions"), vectors("Velocities")
     if positions is None or velocities is None:
         raise InputError(f"{path} is not a state with positions and velocities; save it with Simulation.saveState")
-    periodic = names.n_atoms > 0 and config.cutoff is not None and _has_box(topology)
+    if len(types) != len(positions):
+        raise InputError(f"{path} holds {len(positions)} particles, the topology {topology} {len(types)}")
+    periodic = len(types) > 0 and config.cutoff is not None and _has_box(topology)
     cell = vectors("PeriodicBoxVectors") if periodic else None
     return State(
         positions=positions * (ANGSTROM_PER_NM / units.length),
         velocities=velocities * (ANGSTROM_PER_NM / FS_PER_PS / units.velocity),
-        species=np.array([atom.element.atomic_number for atom in names.atoms], dtype=np.int64),
+        species=np.array(types, dtype=np.int64),
         cell=None if cell is None else cell * (ANGSTROM_PER_NM / units.length),
         pbc=(cell is not None,) * 3,
         name=path.name,
@@ -227,6 +256,13 @@ def _from_openmm_state(path: Path, topology: str | None, config: PropagatorConfi
 
 
 def _has_box(topology: str) -> bool:
+    """OpenMM saves a box with open systems too, so the topology must tell."""
     import mdtraj
 
-    return mdtraj.load_frame(topology, 0).unitcell_lengths is not None
+    try:
+        return mdtraj.load_frame(topology, 0).unitcell_lengths is not None
+    except Exception as error:  # PSF, prmtop and others hold no coordinates and no box
+        raise InputError(
+            f"--topology {topology} does not tell whether the system is periodic; give a PDB or GRO file, with its "
+            "box if it has one"
+        ) from error

@@ -157,6 +157,11 @@ def state_at(trajectories: TrajectorySet, config: PropagatorConfig, *, trajector
     if not -len(chosen) <= frame < len(chosen):
         raise InputError(f"{place}: trajectory {trajectory} has frames 0 to {len(chosen) - 1}, not {frame}")
     frame %= len(chosen)
+    if frame == 0 and config.velocity == "backward":
+        raise InputError(
+            f"{place}: the propagator of {config.system!r} takes backward differences: frame 0 of trajectory "
+            f"{trajectory} needs frames -1 and 0; start at frame 1 or a later one"
+        )
     return State(
         positions=np.asarray(chosen.positions[frame], dtype=np.float64),
         velocities=model_velocities(chosen, frame, config, trajectories.metadata),

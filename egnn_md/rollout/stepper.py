@@ -82,7 +82,7 @@ class Stepper:
         skin: of the neighbour lists, in the model's length; a tenth of the cutoff if None, and next to none where
             particles cross that in a stride. Positions do not depend on it.
         guards: limits; True for the rules of :class:`Guards`, False to stop at numbers that are not finite only.
-        seed: of ``drop: random``, drawn anew and repeatably for every stride and start.
+        seed: of ``drop: random``, drawn anew and repeatably for every stride.
         edges_at_once: systems are joined up to this many edges, which bounds the memory.
 
     Attributes:
@@ -125,6 +125,7 @@ class Stepper:
         self._limits = [chosen.limits(self.config, state) if chosen else None for state in self.states]
         self._fixed = [np.isin(state.species, self.config.static_species) for state in self.states]
         self._tensors = [self._constant(state) for state in self.states]
+        self._edges: list[int | None] = [None] * len(given)  # of the start
 
     def __len__(self) -> int:
         return len(self.states)
@@ -168,6 +169,8 @@ class Stepper:
                 except EgnnMdError as error:
                     self._fail(index, None, str(error))
                     continue
+                if self._collapsed(index, graph):
+                    continue
                 if pending and edges + graph.num_edges > self.edges_at_once:
                     self._advance(pending)
                     pending, edges = [], 0
@@ -198,8 +201,20 @@ class Stepper:
             skin.note(state.positions)
         return graph
 
+    def _collapsed(self, index: int, graph: ParticleGraph) -> bool:
+        limits, first = self._limits[index], self._edges[index]
+        if first is None:
+            self._edges[index] = first = graph.num_edges
+        if limits is None or self.config.cutoff is None:
+            return False
+        found = limits.crowded(self.states[index], graph.edge_index[0].cpu().numpy(), first)
+        if found is not None:
+            self._fail(index, *found)
+        return found is not None
+
     def _stride_seed(self, state: State) -> int:
-        key = f"{self.seed} {state.step} {state.start_time!r} {state.name}"
+        # nothing that one way of starting knows and another does not (a name, a time): engines would differ
+        key = f"{self.seed} {state.step}"
         return int.from_bytes(hashlib.sha256(key.encode()).digest()[:7])
 
     def _advance(self, pending: list[tuple[int, ParticleGraph]]) -> None:
@@ -249,7 +264,7 @@ class Stepper:
         if skin is None or skin.reference is None:
             return {}
         statistics = vars(skin.list.statistics)
-        return {"reference": skin.reference, "skin": skin.list.skin, **statistics}
+        return {"reference": skin.reference, "skin": skin.list.skin, "edges": self._edges[index], **statistics}
 
     def remember(self, index: int, memory: dict[str, Any]) -> None:
         """Take back what :meth:`memory` gave: the neighbour list is made again where it was made before."""
@@ -257,6 +272,7 @@ class Stepper:
         if skin is None or not memory:
             return
         state = self.states[index]
+        self._edges[index] = memory.get("edges")
         skin.list.skin = float(memory["skin"])
         skin.reference = np.asarray(memory["reference"], dtype=np.float64)
         cell = torch.zeros(3, 3) if state.cell is None else torch.as_tensor(state.cell)

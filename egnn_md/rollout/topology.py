@@ -9,13 +9,15 @@ import numpy as np
 
 from egnn_md.errors import InputError
 from egnn_md.rollout.state import State
-from egnn_md.rollout.units import EngineUnits, are_elements
+from egnn_md.rollout.units import NONE, EngineUnits, are_elements
 
 if TYPE_CHECKING:
     import mdtraj
     from ase import Atoms
 
-PERIODIC_FORMATS = ("dcd", "pdb")
+    from egnn_md.models.propagator import PropagatorConfig
+
+XTC_STEP = 0.01  # Å
 ROUNDING = 1e-6  # relative: below it a cell counts as lower triangular
 
 
@@ -76,6 +78,20 @@ def make_topology(state: State, units: EngineUnits, path: str | None = None) -> 
         element = mdtraj.element.Element.getByAtomicNumber(kind) if elements else mdtraj.element.virtual
         topology.add_atom(element.symbol if elements else "P", element, residues[kind])
     return topology
+
+
+def rounding_note(state: State, config: PropagatorConfig, units: EngineUnits) -> str | None:
+    """What to say of an XTC file whose steps are wide for this system: more than a hundredth of the cutoff or size."""
+    length = config.cutoff or float(np.ptp(state.positions, axis=0).max())
+    if units.physical or not 0 < length * units.length < 100 * XTC_STEP:
+        return None
+    wanted = 10.0 ** np.ceil(np.log10(100 * XTC_STEP / length))
+    unit = "" if units.names[0] == NONE else f" {units.names[0]}"
+    return (
+        f"note: trajectory.xtc keeps {XTC_STEP:g} Å, which is {XTC_STEP / units.length:g}{unit} here, of a "
+        f"{'cutoff' if config.cutoff else 'system'} of {length:g}{unit}; --unit-length {wanted:g} keeps more, "
+        "--format dcd or extxyz everything"
+    )
 
 
 def check_cell(state: State, what: str) -> None:

@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 import torch
 from ase.build import molecule
+from scipy.optimize import linear_sum_assignment
+from scipy.spatial.distance import cdist
+from scipy.spatial.transform import Rotation
 
 from egnn_md.errors import InputError
 from egnn_md.rollout.density import (
@@ -88,6 +91,8 @@ def test_kinetic_energy_momentum_and_centre_of_mass():
     np.testing.assert_allclose(kinetic_energy(velocities, masses), [0.5 * 4 + 1.5, 2 + 1.5 * 4 / 9], rtol=EXACT)
     np.testing.assert_allclose(mean_velocity(velocities, masses), [[0.5, 0.75, 0], [0, 0, 0]], atol=EXACT)
     np.testing.assert_allclose(drift(mean_velocity(velocities, masses)), [0, np.hypot(0.5, 0.75)], rtol=EXACT)
+    # from the start, not from the frame before
+    np.testing.assert_allclose(drift(np.array([[1.0, 0, 0], [4, 4, 0], [1, 0, 2]])), [0, 5, 2], rtol=EXACT)
     positions = np.array([[[0.0, 0, 0], [4, 0, 0]]])
     np.testing.assert_allclose(centre_of_mass(positions, masses), [[3, 0, 0]], rtol=EXACT)
 
@@ -99,6 +104,9 @@ def test_particles_outside_the_walls_are_counted():
     assert found.count.tolist() == [2, 0]
     np.testing.assert_allclose(found.worst, [0.5, 0], atol=EXACT)
     assert outside_walls(positions, walls, np.array([True, True, False])).count.tolist() == [1, 0]
+    on_wall = np.float32([[[0.5, 1, 3.0000002], [-1e-7, 1, 1], [0.5, -1e-4, 1]]])  # the first two by rounding
+    found = outside_walls(on_wall, walls)
+    assert (found.count.tolist(), found.worst[0]) == ([1], pytest.approx(1e-4))
     positions[1, 2] = np.nan
     assert outside_walls(positions, walls).worst[1] == np.inf
     with pytest.raises(InputError, match="low below high"):
@@ -119,6 +127,13 @@ def test_failures_are_found_at_their_stride():
     thrown[6, 1] = np.nan
     assert find_failure(thrown, reference).not_finite == 6
     assert find_failure(-reference, reference).worse_than_still == 1
+    assert found.worse_than_linear is None
+    linear = np.full(8, 0.5)
+    slow = reference.copy()
+    slow[5:, 1, 2] += 2.0  # 4 / 6: nearer than staying, not nearer than straight on
+    found = find_failure(slow, reference, linear=linear)
+    assert (found.worse_than_linear, found.worse_than_still, found.jump) == (5, None, None)
+    assert find_failure(slow, reference, np.array([True, False]), linear).worse_than_linear is None
 
 
 def test_sinkhorn_of_a_shifted_cloud_is_the_squared_shift():
@@ -128,7 +143,6 @@ def test_sinkhorn_of_a_shifted_cloud_is_the_squared_shift():
     found = sinkhorn_divergence(rng.permutation(cloud + shift), cloud)
     assert found.value == pytest.approx(shift @ shift, rel=1e-6)
     assert sinkhorn_divergence(rng.permutation(cloud), cloud).value == pytest.approx(0, abs=1e-9)
-    # without taking the means apart first: the same law, now as the solver's own result
     assert found.converged
     # two pairs far apart: the transport is the exact one
     x = np.array([[0.0, 0, 0], [10, 0, 0]])
@@ -144,6 +158,13 @@ def test_sinkhorn_of_a_shifted_cloud_is_the_squared_shift():
     assert far.value == pytest.approx(1e8 * (cloud - cloud.mean(0)).var(0).sum(), rel=0.05)
     with pytest.raises(InputError, match="not finite"):
         sinkhorn_divergence(np.full((3, 3), np.nan), cloud)
+    # clouds that are no shift of each other: the optimal assignment, by another library
+    other = rng.normal(size=(60, 3)) * [1, 2, 0.5] + shift
+    cost = cdist(other, cloud, "sqeuclidean")
+    exact = cost[linear_sum_assignment(cost)].mean()
+    coarse, fine = (abs(sinkhorn_divergence(other, cloud, regularisation=r).value - exact) for r in (0.5, 0.05))
+    assert fine < 0.02 * exact
+    assert fine < coarse
     assert sample(10, 20).tolist() == list(range(10))
     assert len(np.unique(sample(1000, 100))) == 100
 
@@ -188,6 +209,13 @@ def protein_like(frames: int = 6, atoms: int = 40, seed: int = 4) -> np.ndarray:
     return chain + 0.2 * rng.normal(size=(frames, atoms, 3))
 
 
+def laid_on(frame: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, float]:
+    """(N, 3) centred frame after the best rotation onto the centred target, and their root mean square distance."""
+    a, b = frame - frame.mean(0), target - target.mean(0)
+    turned = Rotation.align_vectors(b, a)[0].apply(a)
+    return turned, float(np.sqrt(((turned - b) ** 2).sum(1).mean()))
+
+
 def test_rmsd_of_rotated_copies_is_zero():
     reference = protein_like()
     turned = np.stack([frame @ rotation(i).T + [3.0 * i, 100, -7] for i, frame in enumerate(reference)])
@@ -195,6 +223,10 @@ def test_rmsd_of_rotated_copies_is_zero():
     stretched = reference - reference.mean(1, keepdims=True)
     expected = 0.1 * np.sqrt((stretched**2).sum(2).mean(1))
     np.testing.assert_allclose(rmsd(1.1 * stretched, reference), expected, rtol=1e-2)
+    # another frame against another algorithm: scipy's rotation
+    apart = rmsd(reference[::-1], reference)
+    np.testing.assert_allclose(apart, [laid_on(a, b)[1] for a, b in zip(reference[::-1], reference, strict=True)],
+                               rtol=1e-3)  # fmt: skip
     turned[2, 5] = np.nan
     found = rmsd(turned, reference)
     assert np.isnan(found[2])
@@ -215,6 +247,14 @@ def test_rmsf_of_a_known_oscillation():
     assert again is not None
     np.testing.assert_allclose(again, found, atol=2e-3)
     assert rmsf(positions[:1]) is None
+    # about the mean, not about the first frame, which is an extreme one here
+    noisy = protein_like(30)
+    noisy[0] += 0.5 * RNG(5).normal(size=noisy[0].shape)
+    aligned = np.stack([laid_on(frame, noisy[0])[0] for frame in noisy])
+    expected = np.sqrt(((aligned - aligned.mean(0)) ** 2).sum(2).mean(0))
+    found = rmsf(noisy)
+    assert found is not None
+    np.testing.assert_allclose(found, expected, rtol=2e-3)
 
 
 def test_radius_of_gyration():
