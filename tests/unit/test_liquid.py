@@ -233,7 +233,7 @@ def test_a_gain_of_energy_is_an_error_and_a_loss_is_none(tmp_path: Path):
         return np.tile([np.sqrt(2 * energy), 0.0, 0.0], (3, 1))
 
     assert child.mechanical_energy(still, at(2.05), GRAVITY) == pytest.approx(2.05)
-    assert child.mechanical_energy(still + [0, 0.5, 0], at(1.0), GRAVITY) == pytest.approx(1.0 + 9.81 * 0.5)
+    assert child.mechanical_energy(still + np.array([0, 0.5, 0]), at(1.0), GRAVITY) == pytest.approx(1.0 + 9.81 * 0.5)
     made.check_energy(still, at(2.09))
     made.check_energy(still, at(1.0))
     made.check_energy(still, at(1.05))
