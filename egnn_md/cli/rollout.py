@@ -26,7 +26,7 @@ def command(
         str | None,
         typer.Argument(
             help="Registered system, data directory or .h5 file; or a file with positions and velocities: "
-            "extended XYZ, ASE trajectory, OpenMM state (.xml, with --topology).",
+            "extended XYZ, ASE trajectory, OpenMM state (.xml, with --topology); or PDB with --temperature.",
             show_default=False,
         ),
     ] = None,
@@ -38,7 +38,7 @@ def command(
     skin: Annotated[
         float | None, _option("Of the neighbour lists; changes speed only. (default: by the motion)", _RUN)
     ] = None,
-    seed: Annotated[int | None, _option("Of random edge dropping. (default: 0)", _RUN)] = None,
+    seed: Annotated[int | None, _option("Of random edge dropping and drawn velocities. (default: 0)", _RUN)] = None,
     start: Annotated[int | None, _option("Frame to start from. (default: 0)", _START)] = None,
     starts: Annotated[
         str | None, _option("Several frames at once, as in 0,30,60; each in its own folder.", _START)
@@ -51,6 +51,9 @@ def command(
     ] = None,
     topology: Annotated[
         str | None, _option("File with the names, residues and bonds of the particles.", _START)
+    ] = None,
+    temperature: Annotated[
+        float | None, _option("K; draw velocities for a molecular file that has none, such as PDB.", _START)
     ] = None,
     output: Annotated[Path | None, _option("Directory to write. Required.", _OUTPUT)] = None,
     formats: Annotated[
@@ -72,7 +75,7 @@ def command(
     ] = None,
     unit_length: Annotated[
         float | None,
-        _option("Å that one length of a model without units is written as. (default: 1)", _OUTPUT),
+        _option("Å that one length of a model without units, or in metres, is written as. (default: 1)", _OUTPUT),
     ] = None,
     max_displacement: Annotated[
         float | None,
@@ -83,6 +86,10 @@ def command(
     ] = None,
     wall_tolerance: Annotated[
         float | None, _option("Stop a particle this far outside the walls. (default: reach of a wall)", _GUARDS)
+    ] = None,
+    max_crowding: Annotated[
+        float | None,
+        _option("Stop when particles have so many times the neighbours of the start. (default: 10)", _GUARDS),
     ] = None,
     resume: Annotated[
         bool,

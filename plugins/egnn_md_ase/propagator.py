@@ -1,8 +1,8 @@
 """A trained propagator in place of an ASE integrator.
 
 Units. A model in Å and fs (or nm, ps) is converted to ASE's Å and Å √(amu/eV) by :mod:`egnn_md.units`. A model
-without units (N-body, SPH) keeps its numbers: one length is 1 Å (or ``unit_length``) and one time 1 fs; energies
-and temperatures that ASE derives from them mean nothing.
+without units (N-body), or in metres and seconds (SPH), keeps its numbers: one length is 1 Å (or ``unit_length``) and
+one time 1 fs; energies and temperatures that ASE derives from them mean nothing.
 """
 
 from __future__ import annotations

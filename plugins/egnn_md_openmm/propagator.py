@@ -1,8 +1,8 @@
 """A trained propagator in place of an OpenMM integrator.
 
 Units. A model in Å and fs (or nm, ps) is converted to OpenMM's nm and ps by :mod:`egnn_md.units`. A model without
-units (N-body, SPH) keeps its numbers: one length is 1 Å (or ``unit_length``), so 0.1 nm, and one time 1 fs;
-energies and temperatures that OpenMM derives from them mean nothing.
+units (N-body), or in metres and seconds (SPH), keeps its numbers: one length is 1 Å (or ``unit_length``), so 0.1 nm,
+and one time 1 fs; energies and temperatures that OpenMM derives from them mean nothing.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 ANGSTROM_PER_NM, FS_PER_PS = 10.0, 1000.0
-SINGLE = 1e-6  # relative: what platforms with single precision may change in a number
+SINGLE = 1e-6  # of the largest number: what platforms with single precision may change in one
 EXACT_PLATFORMS = ("Reference",)
 POSITIONS, VELOCITIES, START_TIME = "model_positions", "model_velocities", "model_start_time"
 
@@ -100,7 +100,7 @@ class StrideIntegrator(openmm.CustomIntegrator):
         context.setPositions(state.positions * self._length)
         context.setVelocities(state.velocities * self._velocity)
         if state.cell is not None:
-            context.setPeriodicBoxVectors(*(openmm.Vec3(*row) for row in (state.cell * self._length).tolist()))
+            context.setPeriodicBoxVectors(*_box(state.cell, self._length))
         context.setStepCount(state.step)
         context.setTime(self._picoseconds(state.start_time, state.step))
         self.setPerDofVariableByName(POSITIONS, state.positions)
@@ -144,8 +144,28 @@ class StrideIntegrator(openmm.CustomIntegrator):
         stored = np.array(self.getPerDofVariableByName(name), dtype=np.float64)
         theirs = stored * factor
         # "not within" and not "beyond", so that a NaN that somebody set is seen
-        changed = ~(np.abs(values - theirs) <= self._tolerance * np.maximum(1.0, np.abs(theirs)))
+        changed = ~(np.abs(values - theirs) <= self._tolerance * np.abs(theirs).max())
         return np.where(np.any(changed, axis=1, keepdims=True), values / factor, stored)
+
+
+def _box(cell: Array, length: float) -> list[openmm.Vec3]:
+    """Box vectors in nm. What rounding left above the diagonal is cleared: OpenMM refuses it."""
+    return [openmm.Vec3(*row) for row in np.tril(cell * length).tolist()]
+
+
+def _checked_box(state: State, units: EngineUnits) -> list[openmm.Vec3]:
+    """:func:`_box` of a state with a cell. Raises InputError for one that OpenMM does not know."""
+    check_cell(state, "OpenMM")
+    assert state.cell is not None
+    rows = _box(state.cell, units.length / ANGSTROM_PER_NM)
+    try:
+        openmm.System().setDefaultPeriodicBoxVectors(*rows)
+    except openmm.OpenMMException as error:
+        raise InputError(
+            f"OpenMM does not take the cell {[list(row) for row in rows]} nm ({error}); start from reduced lattice "
+            "vectors (|b_x|, |c_x| at most a_x/2, |c_y| at most b_y/2), or use ASE or no engine"
+        ) from error
+    return rows
 
 
 def _numbers(values: Any, wanted: Any, name: str) -> Array:
@@ -258,12 +278,10 @@ class PropagatorSimulation(app.Simulation):
             raise InputError(f"the stepper moves {len(stepper)} systems; PropagatorSimulation needs one")
         units = engine_units(stepper.config, unit_length)
         state = stepper.states[0]
-        check_cell(state, "OpenMM")
         if topology is None:
             topology = make_topology(state, units).to_openmm()
             if state.cell is not None:
-                rows = (state.cell * (units.length / ANGSTROM_PER_NM)).tolist()
-                topology.setPeriodicBoxVectors([openmm.Vec3(*row) for row in rows] * unit.nanometer)
+                topology.setPeriodicBoxVectors(_checked_box(state, units) * unit.nanometer)
         simulation = cls.__new__(cls)
         simulation._begin(topology, stepper, units, masses, platform, platform_properties)
         return simulation
@@ -285,11 +303,7 @@ class PropagatorSimulation(app.Simulation):
         for mass in weights.tolist():
             system.addParticle(mass)
         if state.cell is not None:
-            rows = (state.cell * (units.length / ANGSTROM_PER_NM)).tolist()
-            try:
-                system.setDefaultPeriodicBoxVectors(*(openmm.Vec3(*row) for row in rows))
-            except openmm.OpenMMException as error:
-                raise InputError(f"OpenMM does not take the cell {rows} nm: {error}") from error
+            system.setDefaultPeriodicBoxVectors(*_checked_box(state, units))
         try:
             chosen = openmm.Platform.getPlatformByName(platform)
         except openmm.OpenMMException as error:

@@ -1,4 +1,4 @@
-"""Three small worlds with random propagators: a periodic molecular one, an open one, one with walls."""
+"""Three small worlds with random propagators: a periodic one in Å, an open one without units, walls in metres."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ _CONFIGS: dict[str, dict[str, Any]] = {
         "stride": 0.5,
     },
     "splash": {
+        "units": {"length": "m", "time": "s"},
         "cutoff": 0.3,
         "species": (0, 5),
         "static_species": (0,),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from rollout_cases import WORLDS, Breaking, model_config, propagator, world, write_world
+from scipy.spatial import cKDTree
 
 import egnn_md
 from egnn_md.data.trajectories import open_trajectories
@@ -16,6 +17,7 @@ from egnn_md.data.windows import WindowSet
 from egnn_md.errors import InputError
 from egnn_md.graph import ParticleGraph
 from egnn_md.models import LennardJones
+from egnn_md.models.propagator import Prediction
 from egnn_md.models.reference_propagators import Linear, StayStill
 from egnn_md.neighbors import neighbor_list
 from egnn_md.rollout import Guards, RolloutError, State, Stepper, rollout, state_at
@@ -174,6 +176,41 @@ def test_the_least_distance_is_watched_across_the_boundary():
         Guards(min_distance=-1.0)
 
 
+class Shrinking(torch.nn.Module):
+    """Every stride brings all particles nearer to the origin by a factor."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.config, self.factor = model_config("splash", static_species=(), walls=None), factor
+
+    def predict(self, graph: ParticleGraph) -> Prediction:
+        """See the class."""
+        return Prediction(graph.positions * self.factor, graph.velocities, graph.positions[None, :, :0])
+
+
+@pytest.mark.parametrize("stopped_after", [0, 2])
+def test_a_liquid_that_collapses_is_stopped_with_the_number_of_neighbours(stopped_after: int):
+    start = world("splash", 400)
+    free = rollout(Shrinking(0.8), start, 6, guards=False)
+    edges = [2 * len(cKDTree(frame).query_pairs(0.3)) for frame in free.positions]
+    crowded = next(step for step, number in enumerate(edges) if number > 3 * edges[0] and number > 100 * 400)
+    stepper = Stepper(Shrinking(0.8), start, guards=Guards(max_crowding=3.0))
+    for _ in range(stopped_after):
+        stepper.step()
+    again = Stepper(Shrinking(0.8), stepper.states[0], guards=Guards(max_crowding=3.0))
+    again.remember(0, stepper.memory(0))  # a resumed rollout still knows the start
+    words = r"has collapsed: .* neighbours a particle, .* at the start \(limit 3 times"
+    for _ in range(crowded - stopped_after):
+        again.step()
+    with pytest.raises(RolloutError, match=words) as caught:
+        again.step()
+    assert (caught.value.failure.step, caught.value.failure.last_good_step) == (crowded + 1, crowded)
+    assert f"{edges[crowded] / 400:.4g} neighbours a particle, {edges[0] / 400:.4g} at" in str(caught.value)
+    # neither are few neighbours too many, nor is a start that was dense from the beginning
+    assert rollout(Shrinking(0.5), world("splash", 90), 6).failure is None
+    assert rollout(Shrinking(0.99), start, 4, guards=Guards(max_crowding=3.0)).failure is None
+
+
 def test_random_dropping_is_repeatable_and_differs_by_stride_and_seed():
     model = propagator("charges", drop="random", drop_fraction=0.5)
     start = world("charges")
@@ -182,6 +219,10 @@ def test_random_dropping_is_repeatable_and_differs_by_stride_and_seed():
     first = rollout(model, start, 3)
     assert (rollout(model, first.final, 3).positions[-1] == whole.positions[-1]).all()
     assert (rollout(model, start, 6, seed=1).positions[1] != whole.positions[1]).any()
+    # the same state one stride later draws other edges; a name or a time that only one engine knows changes nothing
+    assert (rollout(model, start.replace(step=1), 1).positions[1] != whole.positions[1]).any()
+    renamed = start.replace(name="the atoms", start_time=3.0)
+    assert (rollout(model, renamed, 6).positions == whole.positions).all()
     state = torch.random.get_rng_state()
     rollout(model, start, 1)
     assert (torch.random.get_rng_state() == state).all()
@@ -202,8 +243,12 @@ def test_starts_from_a_data_set(tmp_path):
     from_graph = rollout(model, windows[0], 2)
     from_frame = rollout(model, state_at(test, model.config, frame=windows.index[0][1]), 2)
     assert (from_graph.positions == from_frame.positions).all()
-    with pytest.raises(InputError, match="needs frames -1 and 0"):
+    with pytest.raises(InputError, match="needs frames -1 and 0; start at frame 1 or a later one"):
         state_at(test, model_config("molecules", velocity="backward"), frame=0)
+    with pytest.raises(InputError, match=r"takes backward differences, and the first frame .* has no frame before it"):
+        rollout(model, test[0], 1)
+    true = propagator("molecules")
+    assert (rollout(true, test[0], 2).positions == rollout(true, state_at(test, true.config), 2).positions).all()
     with pytest.raises(InputError, match="holds 'molecules', but the propagator is one of 'charges'"):
         state_at(test, model_config("charges"))
     with pytest.raises(InputError, match="has trajectories 0 to 1, not 2"):

@@ -43,15 +43,21 @@ CONFIG = PropagatorConfig(
     drop="random",
     drop_fraction=0.2,
 )
+# imports once, then a process an engine
 SCRIPT = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 sys.path.insert(0, {here!r})
-from test_rollout_resume import run, model
-slow = model()
-predict = slow.predict
-slow.predict = lambda graph: (time.sleep(0.01), predict(graph))[1]
-run(Path({folder!r}), "run", slow, engine={engine!r}, steps=100000)
+from test_rollout_resume import ENGINES, run, model
+import egnn_md_ase.propagator, egnn_md_openmm.propagator  # noqa: F401
+for engine in ENGINES:
+    if os.fork() == 0:
+        slow = model()
+        predict = slow.predict
+        slow.predict = lambda graph: (time.sleep(0.01), predict(graph))[1]
+        run(Path({folder!r}) / engine, "run", slow, engine=engine, steps=100000)
+for _ in ENGINES:
+    os.wait()
 """
 
 
@@ -124,20 +130,33 @@ class Breaking(Linear):
         return found
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_sigkill_then_resume_equals_an_uninterrupted_rollout(tmp_path: Path, engine: str):
-    script = SCRIPT.format(here=str(HERE), folder=str(tmp_path), engine=engine)
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder an engine, each with a rollout that was killed in the middle."""
+    folder = tmp_path_factory.mktemp("killed")
+    for engine in ENGINES:
+        (folder / engine).mkdir()
+        data(folder / engine)
+    script = SCRIPT.format(here=str(HERE), folder=str(folder))
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    # not in the sources, where the egg-info of an older build could hide the entry points
-    process = subprocess.Popen([sys.executable, "-c", script], env=environment, cwd=tmp_path)
-    log, deadline = tmp_path / "run" / "log.csv", time.monotonic() + 120
-    while not log.exists() or log.read_bytes().count(b"\n") < 14:
-        assert process.poll() is None, "the rollout ended by itself"
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    folder = RolloutDirectory(tmp_path / "run")
+    # not in the sources, where the egg-info of an older build could hide the entry points; a group, to kill them all
+    process = subprocess.Popen([sys.executable, "-c", script], env=environment, cwd=folder, start_new_session=True)
+    logs, deadline = [folder / engine / "run" / "log.csv" for engine in ENGINES], time.monotonic() + 120
+    try:
+        while any(not log.exists() or log.read_bytes().count(b"\n") < 14 for log in logs):
+            assert process.poll() is None, "the rollouts ended by themselves"
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    return folder
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_sigkill_then_resume_equals_an_uninterrupted_rollout(killed: Path, engine: str):
+    tmp_path = killed / engine
+    folder, log = RolloutDirectory(tmp_path / "run"), tmp_path / "run" / "log.csv"
     assert folder.read()["status"] == "running"
     done = RolloutCheckpoint.load(folder.checkpoint).step
     assert done >= 10

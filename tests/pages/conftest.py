@@ -1,4 +1,4 @@
-"""The model that pages are run with: the shipped water, or a small random stand-in before there is one."""
+"""The models that pages are run with: the shipped ones, or small random stand-ins before there are any."""
 
 from __future__ import annotations
 
@@ -29,7 +29,24 @@ def water(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(save_model(model, tmp_path_factory.mktemp("model") / "water.safetensors"))
 
 
+@pytest.fixture(scope="session")
+def water_8fs(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Name of the shipped propagator; a path of one for H and O that goes straight while none is shipped."""
+    from egnn_md_systems.water_propagator import weights_path_8fs
+
+    if weights_path_8fs().exists():
+        return "water-8fs"
+    from egnn_md import FastEGNNPropagator, PropagatorConfig, save_model
+
+    units = {"length": "angstrom", "time": "femtosecond"}
+    config = PropagatorConfig(
+        system="water", units=units, species=(1, 8), cutoff=4.0, frame_interval=1.0, stride=8.0, hidden=8, layers=2
+    )
+    return str(save_model(FastEGNNPropagator(config), tmp_path_factory.mktemp("propagator") / "water.safetensors"))
+
+
 @pytest.fixture
-def short_environment(water: str) -> Callable[[], dict[str, str]]:
+def short_environment(water: str, water_8fs: str) -> Callable[[], dict[str, str]]:
     """Environment of a page's process: the short form, one thread."""
-    return lambda: {**os.environ, "EGNN_MD_SHORT": "1", "EGNN_MD_MODEL": water, "OMP_NUM_THREADS": "1"}
+    models = {"EGNN_MD_MODEL": water, "EGNN_MD_PROPAGATOR": water_8fs}
+    return lambda: {**os.environ, **models, "EGNN_MD_SHORT": "1", "OMP_NUM_THREADS": "1"}

@@ -12,8 +12,11 @@ EXAMPLES = sorted((Path(__file__).resolve().parents[2] / "examples").glob("*.py"
 NEEDS = {
     "openmm_npt": ("openmm", "openmmtorch"),
     "openmm_ml": ("openmm", "openmmml"),
+    "rollout_openmm": ("openmm",),
 }
 LEAVES = {
+    "rollout_ase": ["strides.traj"],
+    "rollout_openmm": ["strides.dcd", "strides.csv", "strides.chk"],
     "ase_water_md": ["water.traj"],
     "openmm_npt": ["npt.csv"],
     "relax_cluster": ["droplet.xyz"],
@@ -42,6 +45,7 @@ def test_example(path: Path, tmp_path: Path, short_environment):
     printed = run(path, tmp_path, short_environment())
     assert printed.strip()
     assert "nan" not in printed.lower().split()
+    assert "from the checkpoint" not in printed or "from the checkpoint: 0.0 nm away" in printed
     for name in LEAVES.get(path.stem, []):
         assert (tmp_path / name).stat().st_size > 0
 

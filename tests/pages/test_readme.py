@@ -37,12 +37,13 @@ PYTHON = blocks("python")
 
 
 @pytest.mark.parametrize("index", range(len(PYTHON)))
-def test_script_runs(index: int, tmp_path: Path, water: str, short_environment):
+def test_script_runs(index: int, tmp_path: Path, water: str, water_8fs: str, short_environment):
     script = PYTHON[index]
     if "egnn_md_openmm" in script:
         pytest.importorskip("openmmtorch")
-    assert '"water"' in script
-    (tmp_path / "script.py").write_text(script.replace('"water"', repr(water)), encoding="utf-8")
+    assert '"water"' in script or '"water-8fs"' in script
+    script = script.replace('"water"', repr(water)).replace('"water-8fs"', repr(water_8fs))
+    (tmp_path / "script.py").write_text(script, encoding="utf-8")
     done = subprocess.run(
         [sys.executable, "script.py"],
         cwd=tmp_path,
