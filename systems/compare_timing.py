@@ -13,12 +13,13 @@ import torch
 
 from egnn_md.data.trajectories import open_trajectories
 from egnn_md.graph import ParticleGraph
+from egnn_md.models.propagator import predict_unchecked
 from egnn_md.training.batches import WindowBatches
 from egnn_md.training.config_file import validate
 from egnn_md.training.fit import DTYPES, make_schedule, threads
 from egnn_md.training.propagator_build import build_propagator, load_propagator_data
 from egnn_md.training.propagator_config import PropagatorTrainConfig
-from egnn_md.training.propagator_loss import predict, unrolled_loss
+from egnn_md.training.propagator_loss import unrolled_loss
 from egnn_md.training.train_propagator import PropagatorModule
 
 REFERENCE = "egnn"
@@ -47,7 +48,7 @@ class _Candidate:
     def forward(self) -> None:
         """The network alone, on a batch whose edges are there."""
         with torch.no_grad():
-            predict(self.model, self.batch)
+            predict_unchecked(self.model, self.batch)
 
     def step(self) -> None:
         """One training step: loss, gradients, optimizer, average."""

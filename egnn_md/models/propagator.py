@@ -27,7 +27,7 @@ from egnn_md.models.propagator_config import PropagatorConfig
 from egnn_md.nn.basis import BesselBasis, polynomial_envelope
 from egnn_md.nn.fast_egnn import FastEGNN
 
-__all__ = ["FastEGNNPropagator", "Prediction", "PropagatorConfig", "check_known"]
+__all__ = ["FastEGNNPropagator", "Prediction", "PropagatorConfig", "check_known", "predict_unchecked"]
 
 WALL_LIMIT = 1.5  # a particle deep inside a wall is pushed like one half a range inside it
 
@@ -38,6 +38,22 @@ class Prediction(NamedTuple):
     positions: Tensor
     velocities: Tensor
     virtual_positions: Tensor
+
+
+def predict_unchecked(model: nn.Module, graph: ParticleGraph) -> Prediction:
+    """One stride of a propagator for a graph that :func:`check_known` has seen: its checks wait for the device."""
+    return Prediction(
+        *model(
+            graph.positions,
+            graph.velocities,
+            graph.species,
+            graph.edge_index,
+            graph.shifts(),
+            graph.batch,
+            graph.periodic,
+            graph.node_features,
+        )
+    )
 
 
 def check_known(config: PropagatorConfig, graph: ParticleGraph) -> None:
@@ -298,19 +314,7 @@ class FastEGNNPropagator(nn.Module):
             InputError: unknown particle types, missing velocities or features.
         """
         check_known(self.config, graph)
-        assert graph.velocities is not None
-        return Prediction(
-            *self(
-                graph.positions,
-                graph.velocities,
-                graph.species,
-                graph.edge_index,
-                graph.shifts(),
-                graph.batch,
-                graph.periodic,
-                graph.node_features,
-            )
-        )
+        return predict_unchecked(self, graph)
 
     @torch.jit.unused
     def rotated(self, rotation: Tensor) -> "FastEGNNPropagator":

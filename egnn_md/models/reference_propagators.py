@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from egnn_md.graph import ParticleGraph
-from egnn_md.models.propagator import Prediction, PropagatorConfig, check_known
+from egnn_md.models.propagator import Prediction, PropagatorConfig, check_known, predict_unchecked
 
 
 class _Reference(nn.Module):
@@ -57,19 +57,7 @@ class _Reference(nn.Module):
             InputError: unknown particle types, missing velocities or features.
         """
         check_known(self.config, graph)
-        assert graph.velocities is not None
-        return Prediction(
-            *self(
-                graph.positions,
-                graph.velocities,
-                graph.species,
-                graph.edge_index,
-                graph.shifts(),
-                graph.batch,
-                graph.periodic,
-                graph.node_features,
-            )
-        )
+        return predict_unchecked(self, graph)
 
 
 class StayStill(_Reference):

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from egnn_md.errors import ConfigError
+from egnn_md.simulation.options import OptionsModel
 
-#: Options that a resumed rollout may change; the rest belongs to the one that was started.
-CHANGEABLE = frozenset({"steps", "output", "checkpoint_seconds", "device"})
 TrajectoryFormat = Literal["dcd", "xtc", "extxyz"]
 
 
-class RolloutRequest(BaseModel):
+class RolloutRequest(OptionsModel):
     """One rollout, or one a start. Field ``log_interval`` is the option ``--log-interval``."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    noun = "rollout"
+    positional = "system"
+    changeable = frozenset({"steps", "output", "checkpoint_seconds", "device"})
 
     system: str = Field(description="registered system, data directory, .h5 file, or a file with one structure")
     model: str = Field(description="registered name, or path of a model file")
@@ -52,46 +52,10 @@ class RolloutRequest(BaseModel):
             )
         for name in ("starts", "trajectory_index", "formats"):
             if len(set(getattr(self, name))) != len(getattr(self, name)):
-                raise ValueError(f"{option(name)} {list(getattr(self, name))} names one of them twice")
+                raise ValueError(f"{self.option(name)} {list(getattr(self, name))} names one of them twice")
         return self
 
     @classmethod
-    def parse(cls, values: dict[str, Any]) -> Self:
-        """Validate ``values``. Raises ConfigError with a line for every option that is wrong."""
-        try:
-            return cls(**values)
-        except ValidationError as error:
-            raise ConfigError("\n".join(_explain(item) for item in error.errors())) from error
-
-    def changed(self, values: dict[str, Any]) -> Self:
-        """Copy for a resumed rollout with explicitly given ``values``.
-
-        Raises:
-            ConfigError: one of them differs from this rollout and cannot change in the middle of it.
-        """
-        merged = self.parse({**self.model_dump(), **values})
-        for name in values:
-            old, new = getattr(self, name), getattr(merged, name)
-            if name not in CHANGEABLE and old != new:
-                raise ConfigError(
-                    f"{option(name)} {new} differs from this rollout's {old}; a resumed rollout keeps its settings: "
-                    "leave it out, or start a new one in another directory"
-                )
-        return merged
-
-
-def option(name: str) -> str:
-    """``log_interval`` as the user writes it: ``--log-interval``."""
-    if name == "system":
-        return "SYSTEM"
-    return {"formats": "--format", "starts": "--start"}.get(name, "--" + name.replace("_", "-"))
-
-
-def _explain(item: Any) -> str:
-    message = str(item["msg"]).removeprefix("Value error, ")
-    if not item["loc"]:
-        return message
-    name = option(str(item["loc"][0]))
-    if item["type"] == "missing":
-        return f"{name} is missing"
-    return f"{name} {item['input']}: {message[0].lower()}{message[1:]}"
+    def option(cls, name: str) -> str:
+        """Two options may be given several times or hold several values; their fields are plural."""
+        return {"formats": "--format", "starts": "--start"}.get(name) or super().option(name)

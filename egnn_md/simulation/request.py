@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from egnn_md.errors import ConfigError
-
-#: Options that a resumed run may change; everything else belongs to the run that was started.
-CHANGEABLE = frozenset({"steps"})
+from egnn_md.simulation.options import OptionsModel
 
 
-class MDRequest(BaseModel):
+class MDRequest(OptionsModel):
     """One run of molecular dynamics. Field ``frame_interval`` is the option ``--frame-interval``."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    noun = "run"
+    positional = "structure"
+    changeable = frozenset({"steps", "output"})
 
     structure: str | None = Field(None, description="structure file; not needed with --continue-from")
     topology: str | None = Field(None, description="file whose residues and bonds replace those of the structure")
@@ -64,43 +63,6 @@ class MDRequest(BaseModel):
             raise ValueError(f"--temperature 0 has no meaning with --ensemble {self.ensemble}; use --ensemble nve")
         return self
 
-    @classmethod
-    def parse(cls, values: dict[str, Any]) -> Self:
-        """Validate ``values``. Raises ConfigError with a line for every option that is wrong."""
-        try:
-            return cls(**values)
-        except ValidationError as error:
-            raise ConfigError("\n".join(_explain(item) for item in error.errors())) from error
-
-    def changed(self, values: dict[str, Any]) -> Self:
-        """Copy for a resumed run with explicitly given ``values``.
-
-        Raises:
-            ConfigError: one of them differs from this run and cannot change in the middle of it.
-        """
-        merged = self.parse({**self.model_dump(), **values})
-        for name in values:
-            old, new = getattr(self, name), getattr(merged, name)
-            if name not in CHANGEABLE and name != "output" and old != new:
-                raise ConfigError(
-                    f"{option(name)} {new} differs from this run's {old}; a resumed run keeps its settings: "
-                    f"leave it out, or start a new run with --continue-from {self.output}"
-                )
-        return merged
-
-
-def option(name: str) -> str:
-    """``frame_interval`` as the user writes it: ``--frame-interval``."""
-    return "STRUCTURE" if name == "structure" else "--" + name.replace("_", "-")
-
-
-def _explain(item: Any) -> str:
-    message = str(item["msg"]).removeprefix("Value error, ")
-    if not item["loc"]:
-        return message
-    name = str(item["loc"][0])
-    if item["type"] == "missing":
-        return f"{option(name)} is missing"
-    if item["type"] == "extra_forbidden":
-        return f"{option(name)} is no option of a run (value {item['input']!r})"
-    return f"{option(name)} {item['input']}: {message[0].lower()}{message[1:]}"
+    def remedy(self) -> str:
+        """How else to get what a resumed run cannot change."""
+        return f"start a new run with --continue-from {self.output}"

@@ -8,28 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from egnn_md.graph import ParticleGraph
-from egnn_md.models.propagator import Prediction, PropagatorConfig
+from egnn_md.models.propagator import Prediction, PropagatorConfig, predict_unchecked
 from egnn_md.training.batches import DROP, SAMPLES, rebuild_edges, step_generator
 from egnn_md.training.mmd import mmd_loss
 from egnn_md.training.propagator_config import PropagatorLossSection
 
 PARTS = ("mse", "velocity_mse", "mmd")
-
-
-def predict(model: nn.Module, graph: ParticleGraph) -> Prediction:
-    """``model.predict`` without its checks, which wait for the device; the data were checked before the run."""
-    return Prediction(
-        *model(
-            graph.positions,
-            graph.velocities,
-            graph.species,
-            graph.edge_index,
-            graph.shifts(),
-            graph.batch,
-            graph.periodic,
-            graph.node_features,
-        )
-    )
 
 
 def moving_particles(graph: ParticleGraph, config: PropagatorConfig) -> Tensor | None:
@@ -120,7 +104,7 @@ def unrolled_loss(
     """
     sums: dict[str, Tensor] = {}
     for stride in range(strides):
-        prediction = predict(model, graph)
+        prediction = predict_unchecked(model, graph)
         parts = stride_loss(
             prediction,
             graph.labels["targets"][:, stride],
