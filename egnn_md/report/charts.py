@@ -52,6 +52,7 @@ class Chart:
 def to_plotly(chart: Chart) -> dict[str, Any]:
     """``{"data": [...], "layout": {...}}`` for ``Plotly.newPlot``, plain JSON values."""
     data: list[dict[str, Any]] = []
+    named: set[str] = set()  # lines of one name share one entry of the legend
     for series in chart.series:
         colour = COLOURS[series.colour % len(COLOURS)]
         line: dict[str, Any] = {"color": colour, "width": 1 if series.style == "thin" else 2}
@@ -62,12 +63,15 @@ def to_plotly(chart: Chart) -> dict[str, Any]:
                 "type": "scatter",
                 "mode": "lines+markers" if series.style == "points" else "lines",
                 "name": series.name,
+                "legendgroup": series.name,
+                "showlegend": series.name not in named,
                 "x": [float(f"{v:.7g}") for v in series.x],
                 "y": [None if np.isnan(v) else float(f"{v:.7g}") for v in chart.values(series)],
                 "line": line,
                 "opacity": 0.45 if series.style == "thin" else 1.0,
             }
         )
+        named.add(series.name)
     axis: dict[str, Any] = {
         "gridcolor": GRID,
         "zerolinecolor": GRID,
@@ -123,7 +127,7 @@ def to_plotly(chart: Chart) -> dict[str, Any]:
 
 def _legend_rows(chart: Chart) -> int:
     """Rows of the legend, roughly: plotly sets it in columns as wide as the longest name."""
-    names = [series.name for series in chart.series]
+    names = list(dict.fromkeys(series.name for series in chart.series))
     columns = max(LEGEND_WIDTH // (46 + 7 * max(map(len, names))), 1)
     return -(-len(names) // columns) if len(names) > 1 else 0
 
@@ -143,11 +147,12 @@ def to_png(chart: Chart, path: Path, heading: str) -> None:
     figure = Figure(figsize=(7.2, 4.2), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    for series in chart.series:
+    for index, series in enumerate(chart.series):
+        first = all(other.name != series.name for other in chart.series[:index])
         axes.plot(
             series.x,
             chart.values(series),
-            label=series.name,
+            label=series.name if first else None,
             color=COLOURS[series.colour % len(COLOURS)],
             linewidth=0.8 if series.style == "thin" else 1.6,
             alpha=0.5 if series.style == "thin" else 1.0,

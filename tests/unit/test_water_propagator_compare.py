@@ -61,8 +61,10 @@ def test_one_command_writes_page_picture_numbers_and_table(data: Path, tmp_path:
     assert all(steps < 30 for steps in found[1].steps)
     record = json.loads((tmp_path / "page" / "compare.json").read_text())
     assert record["steps"]["straight"] == found[1].steps
-    assert "3 of 3 failed" in record["table"]["Strides until failure"]["straight"]
-    assert "3 of 3 failed" in (tmp_path / "page" / "compare.md").read_text()
+    assert record["table"]["Rollouts that failed"]["straight"] == "3 of 3"
+    middle = record["table"]["Strides until failure, median"]["straight"]
+    assert float(middle) == sorted(found[1].steps)[1]
+    assert "| Rollouts that failed | – | 3 of 3 |" in (tmp_path / "page" / "compare.md").read_text()
     html = (tmp_path / "page" / "compare.html").read_text()
     assert "Pair distribution O-O" in html
     assert "not that coefficient" in html  # 60 fs are no diffusion, and the page says so
@@ -81,7 +83,7 @@ def test_momentum_can_be_taken_out_of_a_rollout(data: Path) -> None:
         weights = run.masses / run.masses.sum()
         moved = np.linalg.norm(np.einsum("n,fnd->fd", weights, run.positions - run.positions[0]), axis=1)[-1]
         speed = np.linalg.norm(weights @ run.velocities[-1])
-        assert (moved < 1e-6 and speed < 1e-9) if remove else (moved > 1e-4 and speed > 1e-6), (moved, speed)
+        assert (moved < 1e-6 and speed < 1e-9) if remove else (moved > 1e-5 and speed > 1e-6), (moved, speed)
 
 
 def test_a_potential_is_refused(data: Path, tmp_path: Path) -> None:
