@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import os
@@ -150,6 +151,9 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+    for engine in ENGINES:  # its children are not ours to wait for, but each holds its lock as long as it lives
+        with open(RolloutDirectory(folder / engine / "run")._lock_path) as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
     return folder
 
 
