@@ -25,7 +25,9 @@ def _numbers(text: str | None, option: str) -> tuple[int, ...] | None:
 
 
 def command(
-    output: Annotated[Path, typer.Argument(help="Directory of the data set; one that was interrupted goes on.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Directory of the data set; one that was interrupted goes on.")
+    ],
     preset: Annotated[str, typer.Option(help="full: 5000,2000,2000 systems; small: 500,200,200; tiny.")] = "full",
     splits: Annotated[
         str | None, typer.Option(metavar="TRAIN,VALID,TEST", help="Numbers of systems instead of the preset's.")

@@ -48,6 +48,7 @@ def test_the_command_writes_what_the_physics_gives(tmp_path: Path):
     words = [
         "generate",
         "nbody",
+        "--output",
         str(tmp_path),
         "--preset",
         "tiny",
@@ -131,7 +132,7 @@ def test_sigkill_loses_nothing_that_was_done(tmp_path: Path):
     words = ["--preset", "tiny", "--splits", "300,0,0", "--particles", "30", "--keep", "30,40", "--threads", "1"]
     output = tmp_path / "killed"
     start = "from egnn_md.cli.main import main; main()"
-    command = [sys.executable, "-c", start, "generate", "nbody", str(output), *words]
+    command = [sys.executable, "-c", start, "generate", "nbody", "--output", str(output), *words]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     chunks = output / ".train.chunks"
     limit = time.monotonic() + 60
@@ -220,7 +221,7 @@ def test_another_data_set_in_the_directory_is_not_touched(tmp_path: Path):
     ],
 )
 def test_settings_that_cannot_be(tmp_path: Path, words: list[str], told: str):
-    done = CliRunner().invoke(app, ["generate", "nbody", str(tmp_path / "out"), *words])
+    done = CliRunner().invoke(app, ["generate", "nbody", "--output", str(tmp_path / "out"), *words])
     assert isinstance(done.exception, InputError)
     assert told in str(done.exception)
     assert not (tmp_path / "out").exists()
