@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from egnn_md.nn.smooth import NORM_SOFTENING, smooth_norm
 from egnn_md.training.mmd import mmd_loss
 
 
-def derivatives(function, at: float, order: int) -> list[float]:
+def derivatives(function: Callable[[torch.Tensor], torch.Tensor], at: float, order: int) -> list[float]:
     x = torch.tensor(at, dtype=torch.float64, requires_grad=True)
     value, out = function(x), []
     for _ in range(order + 1):
@@ -87,15 +88,16 @@ def test_mmd_by_hand() -> None:
     z = [(0.0, 0.0, 0.0), (1.0, 0.5, 0.0)]
     y = [(0.2, 0.0, 0.1), (2.0, 0.0, 0.0), (0.0, 1.0, 1.0)]
     for kernel, power in (("published", 1), ("gaussian", 2)):
+
         def k(a, b, power=power):
             return math.exp(-(math.dist(a, b) ** power) / (2 * 1.5**2))
 
         wanted = sum(k(a, b) for a in z for b in z) / 4 - 2 * sum(k(a, b) for a in y for b in z) / 6
         found = mmd_loss(
-            torch.tensor(z).double().T[None],
-            torch.tensor(y).double(),
+            torch.tensor(z, dtype=torch.float64).T[None],
+            torch.tensor(y, dtype=torch.float64),
             torch.zeros(3, dtype=torch.long),
             sigma=1.5,
             kernel=kernel,
         )
-        assert float(found) == pytest.approx(wanted, abs=1e-7)
+        assert float(found) == pytest.approx(wanted, rel=1e-12)

@@ -101,6 +101,33 @@ def test_rebuilt_edges_are_those_of_each_graph_alone(changes: dict[str, Any]) ->
     assert torch.equal(found.cell_shifts, joined.cell_shifts)
 
 
+def test_longest_edges_of_triclinic_cells_are_told_by_the_rows_of_each_graphs_own_cell() -> None:
+    """Two graphs of three particles; only the pair across the face of the tilted vector b is 1 apart and stays.
+
+    With the columns of the cell, or with the other graph's cell, that pair would be longer than the others.
+    """
+    config = model_config(cutoff=2.0, drop="longest", drop_fraction=2 / 3)
+    parts = []
+    for tilt, place in ((3.0, 2.0), (-2.0, -3.0)):  # both particles 1 are 1 off the image at b of particle 0
+        cell = torch.tensor([[10.0, 0, 0], [tilt, 10, 0], [1, 2, 10]], dtype=torch.float64)
+        positions = torch.tensor([[0.0, 0, 0], [place, 10, 0], [0, 0, 1.5]], dtype=torch.float64)
+        species = torch.zeros(3, dtype=torch.long)
+        every = build_graph(model_config(cutoff=2.0), positions, None, species, cell=cell, pbc=(True, True, True))
+        assert torch.equal(every.edge_index, torch.tensor([[0, 0, 1, 1, 2, 2], [1, 2, 0, 2, 0, 1]]))
+        lengths = every.pair_vectors().norm(dim=1)
+        expected = torch.tensor([1.0, 1.5, 1.0, 3.25**0.5, 1.5, 3.25**0.5], dtype=torch.float64)
+        torch.testing.assert_close(lengths, expected, rtol=1e-12, atol=0.0)
+        parts.append(every)
+    found = rebuild_edges(ParticleGraph.join(parts), config)
+    assert found.edge_index.tolist() == [[0, 1, 3, 4], [1, 0, 4, 3]]
+    assert found.cell_shifts.tolist() == [[0, 1, 0], [0, -1, 0], [0, 1, 0], [0, -1, 0]]
+    alone = [
+        build_graph(config, part.positions, None, part.species, cell=part.cell[0], pbc=(True, True, True))
+        for part in parts
+    ]
+    assert_equal(found, ParticleGraph.join(alone))
+
+
 def test_noise_has_the_stated_spread_and_repeats_with_the_step() -> None:
     config = model_config(species=(0, 1), static_species=(1,), cutoff=9.0)
     data = toy_set()

@@ -67,6 +67,27 @@ def test_loss_by_hand() -> None:
     assert "mmd" not in stride_loss(prediction, target, speeds, graph, config, PropagatorLossSection())
 
 
+@pytest.mark.parametrize(("kernel", "similarity"), [("published", math.exp(-3 / 8)), ("gaussian", math.exp(-9 / 8))])
+def test_the_width_of_a_kernel_enters_as_twice_its_square(kernel: Any, similarity: float) -> None:
+    """One virtual node 3 from one particle and on another, with sigma = 2: 1 - 2 (k(3) + 1) / 2 = -k(3)."""
+    config = model_config()
+    zeros = torch.zeros(2, 3, dtype=torch.float64)
+    graph = ParticleGraph(
+        positions=zeros,
+        species=torch.zeros(2, dtype=torch.long),
+        edge_index=torch.zeros(2, 0, dtype=torch.long),
+        cell_shifts=zeros[:0],
+        cell=torch.zeros(1, 3, 3, dtype=torch.float64),
+        pbc=torch.zeros(1, 3, dtype=torch.bool),
+        batch=torch.zeros(2, dtype=torch.long),
+    )
+    target = torch.tensor([[1.0, 2, 2], [0, 0, 0]], dtype=torch.float64)
+    prediction = Prediction(target, zeros, torch.zeros(1, 3, 1, dtype=torch.float64))
+    settings = PropagatorLossSection(mmd=1.0, sigma=2.0, kernel=kernel)
+    found = stride_loss(prediction, target, zeros, graph, config, settings)
+    assert float(found["loss"]) == pytest.approx(-similarity, rel=EXACT)
+
+
 @pytest.mark.parametrize("cutoff", [None, 3.0])
 def test_gradient_through_three_strides(cutoff: float | None) -> None:
     """Against central differences along random directions of all weights together, and of the positions."""
@@ -201,7 +222,7 @@ def test_sampled_mmd_is_the_whole_one_on_average() -> None:
         for s in range(300)
     ]
     assert np.std(drawn) > 0
-    assert np.mean(drawn) == pytest.approx(whole, abs=5 * np.std(drawn) / math.sqrt(300))
+    assert np.mean(drawn) == pytest.approx(whole, abs=5 * float(np.std(drawn)) / math.sqrt(300))
 
 
 @pytest.mark.parametrize(

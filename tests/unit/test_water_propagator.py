@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import ase.io
 import numpy as np
 import pytest
 
 from egnn_md.data.trajectories import open_trajectories
-from egnn_md.simulation.mechanics import maxwell_boltzmann
+from egnn_md.errors import SimulationError
+from egnn_md.simulation.mechanics import kinetic_energy, maxwell_boltzmann, temperature
 from egnn_md_systems import water
 from egnn_md_systems.water_propagator import generate as generator
 from egnn_md_systems.water_propagator.compare import start_frames
@@ -81,6 +83,58 @@ def test_a_complete_trajectory_is_not_made_again(data: Path, monkeypatch: pytest
     generator.generate(data, molecules=MOLECULES, frames=FRAMES, equilibration=0, runs=runs)
     with pytest.raises(AssertionError, match="again"):
         generator.generate(data, molecules=MOLECULES, runs=[generator.Run("test", "00001", 300.0, 6)])
+
+
+def box() -> Any:
+    """The shipped liquid."""
+    return ase.io.read(water.__path__[0] + "/water64.pdb")
+
+
+@pytest.fixture(scope="module")
+def dynamics() -> generator.Dynamics:
+    pytest.importorskip("openmm")
+    return generator.Dynamics(box(), "water", 300.0, 5)
+
+
+def velocities_at(kelvin: float, masses: np.ndarray) -> np.ndarray:
+    """Without momentum and at exactly that temperature."""
+    drawn = maxwell_boltzmann(masses, 300.0, np.random.default_rng(1))
+    return drawn * np.sqrt(kelvin / temperature(kinetic_energy(masses, drawn), 3 * len(masses) - 3))
+
+
+def test_a_box_is_good_up_to_1500_kelvin(dynamics: generator.Dynamics) -> None:
+    start = box().positions
+    dynamics.context.setPositions(start * 0.1)
+    warm = velocities_at(1499.0, dynamics.masses)
+    dynamics.context.setVelocities(warm * 100.0)
+    positions, velocities = dynamics.state()
+    np.testing.assert_allclose(positions, start, rtol=1e-12)
+    np.testing.assert_allclose(velocities, warm, rtol=1e-12)
+    dynamics.context.setVelocities(velocities_at(1501.0, dynamics.masses) * 100.0)
+    with pytest.raises(SimulationError, match="the box has 1501 K"):
+        dynamics.state()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("what", ["positions", "velocities"])
+def test_a_box_that_is_not_finite_is_never_handed_on(
+    dynamics: generator.Dynamics, monkeypatch: pytest.MonkeyPatch, what: str, value: float
+) -> None:
+    arrays = {
+        "positions": box().positions,
+        "velocities": velocities_at(300.0, dynamics.masses),
+    }
+    arrays[what][7, 1] = value
+    dynamics.context.setPositions(arrays["positions"] * 0.1)
+    dynamics.context.setVelocities(arrays["velocities"] * 100.0)
+    monkeypatch.setattr(dynamics, "advance", lambda _: None)
+    for call in (
+        dynamics.state,
+        lambda: dynamics.equilibrate(0, lambda _: None),
+        lambda: dynamics.frames(1, lambda _: None),
+    ):
+        with pytest.raises(SimulationError, match="take another seed"):
+            call()
 
 
 def test_the_plan_has_every_part_among_its_first_four() -> None:
