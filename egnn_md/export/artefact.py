@@ -59,6 +59,7 @@ class ArtefactInfo(BaseModel):
     length_unit: str
     energy_unit: str
     dtype: str
+    kernels: str = "plain"
     signature: str
     versions: dict[str, str]
     created: str

@@ -28,6 +28,7 @@ from egnn_md.export.artefact import (
 )
 from egnn_md.export.module import ExportedOpen, ExportedPeriodic
 from egnn_md.export.verify import TOLERANCES, verify
+from egnn_md.kernels import accelerate, accelerated
 from egnn_md.models import Potential
 from egnn_md.units import energy_in_ev, length_in_angstrom
 
@@ -151,7 +152,10 @@ def load_module(path: str | Path, device: str | torch.device = "cpu") -> torch.j
 
 def load_scripted(path: Path, device: str | torch.device = "cpu") -> torch.jit.ScriptModule:
     """The module in a TorchScript file. Raises ModelFileError where torch cannot read it."""
-    import vesin_torch  # noqa: F401 - registers the neighbour list's class, without which loading fails
+    # register the neighbour list's class and the fused operators, without which loading fails
+    import vesin_torch  # noqa: F401
+
+    import egnn_md.kernels.ops  # noqa: F401
 
     with quiet_torchscript():
         try:
@@ -171,6 +175,7 @@ def export_torchscript(
     dtype: torch.dtype | str = torch.float32,
     atoms: Sequence[int] | None = None,
     name: str | None = None,
+    kernels: str = "plain",
 ) -> ArtefactInfo:
     """Write ``model`` as TorchScript for one system: species, neighbour list and units baked in.
 
@@ -190,6 +195,9 @@ def export_torchscript(
         dtype: float32 or float64 of the network; energies are summed in float64 either way.
         atoms: indices of the particles that the potential acts on; None means all.
         name: recorded name; the model card's by default.
+        kernels: ``plain`` gives a program of PyTorch's own operators (and the neighbour list's); ``fused`` calls the
+            operators of :mod:`egnn_md.kernels`, several times faster, and runs only where egnn_md is imported
+            first; ``auto`` is ``fused`` where this machine has them.
 
     Returns:
         What was written into ``egnn_md.json``.
@@ -207,10 +215,11 @@ def export_torchscript(
     check_known(model, acted, chosen)
     particles = len(acted) if chosen is None else len(numbers)
     eager = prepare(model, dtype)
+    fast = accelerate(copy.deepcopy(eager), kernels)
     form = ExportedPeriodic if periodic else ExportedOpen
     scripted = script(
         form(
-            script(eager),
+            script(fast),
             torch.tensor(acted),
             None if chosen is None else torch.tensor(chosen),
             particles,
@@ -228,6 +237,7 @@ def export_torchscript(
         "licence": str(getattr(card, "licence", None) or "not stated"),
         "elements": [chemical_symbols[z] for z in sorted(set(acted))],
         "numbers": acted,
+        "kernels": "fused" if accelerated(fast) else "plain",
         "numbers_digest": numbers_digest(acted, chosen, particles),
         "atoms": chosen,
         "particles": particles,

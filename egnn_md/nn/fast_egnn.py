@@ -18,7 +18,7 @@ from egnn_md.errors import InputError
 from egnn_md.nn.baseline_layers import ContinuousFilterLayer, RadialFieldLayer
 from egnn_md.nn.layer import EquivariantLayer, FastEGNNConfig
 from egnn_md.nn.perceptron import Gate, SplitPerceptron, coordinate_perceptron
-from egnn_md.nn.segment import double_vector, segment_counts, segment_mean
+from egnn_md.nn.segment import double_vector, row_starts, segment_counts, segment_mean, sorted_by_receiver
 
 __all__ = ["MESSAGE_LAYERS", "FastEGNN", "FastEGNNConfig", "FastEGNNLayer"]
 
@@ -80,6 +80,7 @@ class FastEGNN(nn.Module):
         self.config = config
         self.hidden: int = config.hidden
         self.fields: int = config.fields
+        self.needs_sorted_edges = False  # layers that read edges by receiver set it (egnn_md.kernels)
         self.embedding = nn.Linear(config.node_features, config.hidden)
         self.virtual_features = nn.Parameter(torch.randn(1, config.hidden, config.virtual_nodes))
         layer = MESSAGE_LAYERS[config.messages]
@@ -157,6 +158,8 @@ class FastEGNN(nn.Module):
         given = 0 if fields is None else fields.shape[2]
         if given != self.fields:
             raise InputError(f"the network has {self.fields} fields a particle, got {given}; pass fields (N, 3, K)")
+        if self.needs_sorted_edges:
+            edge_index, shifts, edge_features = sorted_by_receiver(edge_index, shifts, edge_features)
         features = self.embedding(node_features)
         centre = segment_mean(positions, batch, num_graphs)
         channels = self.virtual_features.shape[2]
@@ -167,6 +170,7 @@ class FastEGNN(nn.Module):
             periodic = torch.zeros(num_graphs, dtype=torch.bool, device=positions.device)
         gravity = double_vector(self.gravity, positions.device).to(positions.dtype)
         degree = segment_counts(edge_index[0], positions.shape[0], positions)
+        row_start = row_starts(degree)
         steps: List[Tensor] = []  # noqa: UP006
         for layer in self.layers:
             features, positions, virtual_features, virtual_positions = layer(
@@ -184,6 +188,7 @@ class FastEGNN(nn.Module):
                 periodic,
                 fields,
                 degree,
+                row_start,
             )
             steps.append(positions)
         return steps, virtual_positions, features

@@ -10,7 +10,7 @@
 ``i`` receives (row 0 of ``edge_index``) and ``j`` sends (row 1). All inputs of a layer are those from before it.
 """
 
-from typing import Literal, Optional
+from typing import List, Literal, Optional  # noqa: UP035 - TorchScript reads types from here
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -114,6 +114,38 @@ class EquivariantLayer(nn.Module):
         """
         raise NotImplementedError
 
+    def particles(
+        self,
+        features: Tensor,
+        positions: Tensor,
+        edge_index: Tensor,
+        shifts: Tensor,
+        edge_features: Optional[Tensor],  # noqa: UP045
+        degree: Tensor,
+        row_start: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Messages between particles from their positions; returns what :meth:`exchange` does.
+
+        Args:
+            features: (N, F).
+            positions: (N, 3).
+            edge_index: (2, E); row 0 receives.
+            shifts: (E, 3) or (1, 3), added to receiver minus sender.
+            edge_features: (E, D).
+            degree: (N,).
+            row_start: (N + 1,) where each receiver's edges begin, if they are sorted.
+        """
+        receivers, senders = edge_index[0], edge_index[1]
+        difference = positions.index_select(0, receivers) - positions.index_select(0, senders) + shifts
+        squared = (difference * difference).sum(1, keepdim=True)
+        if self.normalize:
+            difference = difference / (squared.sqrt().detach() + self.distance_offset)
+        return self.exchange(features, difference, squared, edge_features, receivers, senders, degree)
+
+    def update(self, aggregated: List[Tensor]) -> Tensor:  # noqa: UP006
+        """φ_h of [h_i, pooled messages, ...] (N, ...) joined."""
+        return self.node_mlp(torch.cat(aggregated, 1))
+
     def velocity_scale(self, features: Tensor, velocities: Tensor) -> Tensor:
         """φ_vel (N, 1)."""
         return self.velocity_mlp(features)
@@ -134,16 +166,10 @@ class EquivariantLayer(nn.Module):
         periodic: Tensor,
         fields: Optional[Tensor],  # noqa: UP045
         degree: Tensor,
+        row_start: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return updated ``features, positions, virtual_features, virtual_positions``."""
-        receivers, senders = edge_index[0], edge_index[1]
-        difference = positions.index_select(0, receivers) - positions.index_select(0, senders) + shifts
-        squared = (difference * difference).sum(1, keepdim=True)
-        if self.normalize:
-            difference = difference / (squared.sqrt().detach() + self.distance_offset)
-        step, received = self.exchange(
-            features, difference, squared, edge_features, receivers, senders, degree
-        )
+        step, received = self.particles(features, positions, edge_index, shifts, edge_features, degree, row_start)
         moved = positions + step + self.velocity_scale(features, velocities) * velocities
         if self.has_gravity:
             moved = moved + self.gravity_mlp(features) * gravity
@@ -160,6 +186,6 @@ class EquivariantLayer(nn.Module):
         if self.updates_features:
             if node_attributes is not None:
                 aggregated.append(node_attributes)
-            update = self.node_mlp(torch.cat(aggregated, 1))
+            update = self.update(aggregated)
             features = features + update if self.residual else update
         return features, moved, virtual_features, virtual_positions

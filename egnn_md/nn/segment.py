@@ -1,6 +1,6 @@
 """Sums and means of rows that belong together (edges of a receiver, particles of a graph), and exact constants."""
 
-from typing import List, Optional  # noqa: UP035 - TorchScript reads argument types from here
+from typing import List, Optional, Tuple  # noqa: UP035 - TorchScript reads argument types from here
 
 import torch
 from torch import Tensor
@@ -36,3 +36,23 @@ def segment_mean(values: Tensor, index: Tensor, size: int, counts: Optional[Tens
     if counts is None:
         counts = segment_counts(index, size, values)
     return segment_sum(values, index, size) / counts.clamp(min=1.0).reshape([size] + [1] * (values.dim() - 1))
+
+
+def sorted_by_receiver(
+    edge_index: Tensor, shifts: Optional[Tensor], edge_features: Optional[Tensor]  # noqa: UP045
+) -> Tuple[Tensor, Optional[Tensor], Optional[Tensor]]:  # noqa: UP006, UP045
+    """The same edges (2, E) in the order of their receivers, with what belongs to them (E, ...)."""
+    receivers = edge_index[0]
+    if bool((receivers[1:] >= receivers[:-1]).all()):
+        return edge_index, shifts, edge_features
+    order = torch.sort(receivers, stable=True)[1]
+    if shifts is not None:
+        shifts = shifts.index_select(0, order)
+    if edge_features is not None:
+        edge_features = edge_features.index_select(0, order)
+    return edge_index.index_select(1, order), shifts, edge_features
+
+
+def row_starts(counts: Tensor) -> Tensor:
+    """(N + 1,) int64: where each receiver's edges begin in a sorted list, and where the last one's end."""
+    return torch.nn.functional.pad(counts.to(torch.int64).cumsum(0), [1, 0])

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from egnn_md.nn.basis import BesselBasis, polynomial_envelope
 from egnn_md.nn.perceptron import perceptron
-from egnn_md.nn.segment import segment_mean, segment_sum
+from egnn_md.nn.segment import row_starts, segment_counts, segment_mean, segment_sum, sorted_by_receiver
 
 #: Å; below it the smooth norm turns from |x| into a parabola, far under any distance that carries physics.
 NORM_SOFTENING = 1e-2
@@ -139,21 +139,27 @@ class SmoothLayer(nn.Module):
         self.velocity_map = nn.Linear(hidden, vectors)
         self.virtual: nn.Module = VirtualExchange(config) if self.has_virtual else nn.Identity()
 
-    def forward(
+    def messages(
         self,
         features: Tensor,
         vectors: Tensor,
-        positions: Tensor,
-        virtual_features: Tensor,
-        virtual_positions: Tensor,
         unit: Tensor,
         radial: Tensor,
         receivers: Tensor,
         senders: Tensor,
-        batch: Tensor,
-        open_graph: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return updated ``features, vectors, virtual_features, virtual_positions``."""
+        row_start: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Sums of vector steps (N, 3, K) and of messages (N, F) over each receiver's edges, not yet scaled.
+
+        Args:
+            features: (N, F).
+            vectors: (N, 3, K).
+            unit: (E, 3).
+            radial: (E, B).
+            receivers: (E,).
+            senders: (E,).
+            row_start: (N + 1,) where each receiver's edges begin, if they are sorted.
+        """
         nodes = features.shape[0]
         hidden_edge = (
             self.from_receiver(features).index_select(0, receivers)
@@ -172,9 +178,28 @@ class SmoothLayer(nn.Module):
         step = unit.unsqueeze(2) * weights[:, : self.vectors].unsqueeze(1)
         if not self.first:
             step = step + sent * weights[:, self.vectors :].unsqueeze(1)
-        moved = segment_sum(step.reshape(-1, 3 * self.vectors), receivers, nodes) * self.norm
-        vectors = vectors + moved.reshape(nodes, 3, self.vectors)
-        aggregated = [features, segment_sum(message, receivers, nodes) * self.norm]
+        moved = segment_sum(step.reshape(-1, 3 * self.vectors), receivers, nodes)
+        return moved.reshape(nodes, 3, self.vectors), segment_sum(message, receivers, nodes)
+
+    def forward(
+        self,
+        features: Tensor,
+        vectors: Tensor,
+        positions: Tensor,
+        virtual_features: Tensor,
+        virtual_positions: Tensor,
+        unit: Tensor,
+        radial: Tensor,
+        receivers: Tensor,
+        senders: Tensor,
+        batch: Tensor,
+        open_graph: Tensor,
+        row_start: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return updated ``features, vectors, virtual_features, virtual_positions``."""
+        moved, received = self.messages(features, vectors, unit, radial, receivers, senders, row_start)
+        vectors = vectors + moved * self.norm
+        aggregated = [features, received * self.norm]
         if self.has_virtual:
             mean_message, vector_step, virtual_features, virtual_positions = self.virtual(
                 features, positions, virtual_features, virtual_positions, batch, open_graph
@@ -202,12 +227,19 @@ class SmoothFastEGNN(nn.Module):
         self.cutoff: float = config.cutoff
         self.channels: int = config.virtual_nodes
         self.vectors: int = config.vector_channels
+        self.needs_sorted_edges = False  # layers that read edges by receiver set it (egnn_md.kernels)
         self.embedding = nn.Embedding(config.species, config.hidden)
         self.basis = BesselBasis(config.basis, config.cutoff)
         self.virtual_features = nn.Parameter(torch.randn(1, config.virtual_nodes, config.hidden))
         self.layers = nn.ModuleList(
             [SmoothLayer(config, first=index == 0) for index in range(config.layers)]
         )
+
+    def pair_inputs(self, pair: Tensor) -> tuple[Tensor, Tensor]:
+        """Unit vectors (E, 3) and radial functions (E, B), which fall to zero at the cutoff, of pairs (E, 3)."""
+        distance = (pair * pair).sum(1).sqrt()
+        radial = self.basis(distance) * polynomial_envelope(distance, self.cutoff).unsqueeze(1)
+        return pair / distance.unsqueeze(1), radial
 
     def forward(
         self,
@@ -231,12 +263,15 @@ class SmoothFastEGNN(nn.Module):
         Returns:
             (N, hidden).
         """
+        if self.needs_sorted_edges:
+            edge_index, ordered, _ = sorted_by_receiver(edge_index, shifts, None)
+            assert ordered is not None
+            shifts = ordered
         receivers, senders = edge_index[0], edge_index[1]
-        pair = positions.index_select(0, receivers) - positions.index_select(0, senders) + shifts
-        distance = (pair * pair).sum(1).sqrt()
-        unit = pair / distance.unsqueeze(1)
-        radial = self.basis(distance) * polynomial_envelope(distance, self.cutoff).unsqueeze(1)
-
+        unit, radial = self.pair_inputs(
+            positions.index_select(0, receivers) - positions.index_select(0, senders) + shifts
+        )
+        row_start = row_starts(segment_counts(receivers, positions.shape[0], positions))
         graphs = periodic.shape[0]
         features = self.embedding(kinds)
         vectors = torch.zeros(
@@ -259,5 +294,6 @@ class SmoothFastEGNN(nn.Module):
                 senders,
                 batch,
                 open_graph,
+                row_start,
             )
         return features

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from egnn_md.nn.perceptron import Gate, SplitPerceptron, coordinate_perceptron, perceptron
-from egnn_md.nn.segment import segment_counts, segment_mean
+from egnn_md.nn.segment import segment_counts, segment_mean, segment_sum
 
 
 class VirtualNodes(nn.Module):
@@ -41,6 +41,34 @@ class VirtualNodes(nn.Module):
         self.coord_mlp = coordinate_perceptron(hidden, tanh=tanh)
         self.position_mlp = coordinate_perceptron(hidden, tanh=tanh)
         self.node_mlp = perceptron(2 * hidden, hidden, hidden)
+
+    def messages(
+        self, features: Tensor, positions: Tensor, places: Tensor, of_virtual: Tensor, is_open: Tensor, batch: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Messages between particles and virtual nodes.
+
+        Args:
+            features: (N, F).
+            positions: (N, 3).
+            places: (G, C, 3).
+            of_virtual: (G, C, F), what virtual nodes and their mixing bring to the first map.
+            is_open: (G,) 1 where a centre of mass exists, 0 in a periodic cell.
+            batch: (N,).
+
+        Returns:
+            the particles' step (N, 3) and mean message (N, F), sums over the particles of each graph of the virtual
+            nodes' steps (G, C, 3) and of the messages (G, C, F).
+        """
+        graphs = places.shape[0]
+        to_virtual = places.index_select(0, batch) - positions.unsqueeze(1)  # (N, C, 3)
+        to_virtual = to_virtual * is_open.index_select(0, batch).reshape(-1, 1, 1)
+        distance = torch.linalg.vector_norm(to_virtual, dim=2).unsqueeze(2)
+        joined = self.edge_mlp.part_a(features).unsqueeze(1) + of_virtual.index_select(0, batch)
+        message = self.gate(self.edge_mlp(joined + distance * self.edge_mlp.geometry_map()[0]))  # (N, C, F)
+        # to_virtual is zero in a periodic cell, and so are both steps
+        step = -(to_virtual * self.coord_mlp(message)).mean(1)
+        virtual_step = to_virtual * self.position_mlp(message)
+        return step, message.mean(1), segment_sum(virtual_step, batch, graphs), segment_sum(message, batch, graphs)
 
     def forward(
         self,
@@ -72,19 +100,12 @@ class VirtualNodes(nn.Module):
         centre = segment_mean(positions, batch, graphs, counts).unsqueeze(1)
         centred = (places - centre) * is_open
         mixing = torch.matmul(centred, centred.transpose(1, 2))
-        to_virtual = places.index_select(0, batch) - positions.unsqueeze(1)  # (N, C, 3)
-        to_virtual = to_virtual * is_open.index_select(0, batch)
-        distance = torch.linalg.vector_norm(to_virtual, dim=2).unsqueeze(2)
-
-        geometry_map = self.edge_mlp.geometry_map()
-        of_virtual = self.edge_mlp.part_b(own) + torch.matmul(mixing, geometry_map[1:])
-        joined = self.edge_mlp.part_a(features).unsqueeze(1) + of_virtual.index_select(0, batch)
-        message = self.gate(self.edge_mlp(joined + distance * geometry_map[0]))  # (N, C, F)
-
-        # to_virtual is zero in a periodic cell, and so are both steps
-        step = -(to_virtual * self.coord_mlp(message)).mean(1)
-        virtual_step = to_virtual * self.position_mlp(message)
-        places = places + segment_mean(virtual_step, batch, graphs, counts)
-        update = self.node_mlp(torch.cat([own, segment_mean(message, batch, graphs, counts)], 2))
+        of_virtual = self.edge_mlp.part_b(own) + torch.matmul(mixing, self.edge_mlp.geometry_map()[1:])
+        step, pooled, virtual_step, messages = self.messages(
+            features, positions, places, of_virtual, is_open.reshape(-1), batch
+        )
+        share = 1.0 / counts.clamp(min=1.0).reshape(-1, 1, 1)
+        places = places + virtual_step * share
+        update = self.node_mlp(torch.cat([own, messages * share], 2))
         own = own + update if self.residual else update
-        return step, message.mean(1), own.transpose(1, 2), places.transpose(1, 2)
+        return step, pooled, own.transpose(1, 2), places.transpose(1, 2)

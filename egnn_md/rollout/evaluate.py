@@ -296,6 +296,7 @@ def evaluate_files(
         ModelFileError: a file that cannot be read.
     """
     from egnn_md.checkpoint import ModelCard, load_model, model_digest, resolve_model
+    from egnn_md.kernels import accelerate
     from egnn_md.rollout.starts import resolve_system
 
     folder = resolve_system(system)
@@ -312,7 +313,7 @@ def evaluate_files(
         name = card.name or Path(path).stem
         if name in (*models, STILL, LINEAR, REFERENCE):
             name = f"{name} ({len(models) + 1})"
-        models[name] = model
+        models[name] = accelerate(model)
         described.append(
             {
                 "name": name,

@@ -14,9 +14,10 @@ from torch.optim.swa_utils import AveragedModel
 
 from egnn_md.errors import TrainingError
 from egnn_md.graph import ParticleGraph
+from egnn_md.kernels import accelerate
+from egnn_md.kernels.fast_silu import use_fast_silu
 from egnn_md.models import Potential, evaluate
 from egnn_md.training.config import RunConfig, TrainConfig
-from egnn_md.training.fast_silu import use_fast_silu
 from egnn_md.training.loss import potential_loss
 from egnn_md.training.schedule import CosineSchedule
 
@@ -55,7 +56,7 @@ class TrainingModule(LightningModule):
 
     def __init__(self, model: nn.Module, config: RunConfig, schedule: CosineSchedule, data_digest: str) -> None:
         super().__init__()
-        self.add_module(self.role, self.prepare(deepcopy(model)))
+        self.add_module(self.role, accelerate(self.prepare(deepcopy(model)), device=config.device))
         self.config = config
         self.schedule = schedule
         self.data_digest = data_digest

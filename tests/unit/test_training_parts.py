@@ -16,7 +16,7 @@ from egnn_md.errors import InputError
 from egnn_md.graph import ParticleGraph
 from egnn_md.models import FastEGNNPotential, LennardJones, PotentialConfig, evaluate
 from egnn_md.training.config import LossSection
-from egnn_md.training.fast_silu import FastSiLU, use_fast_silu
+from egnn_md.kernels.fast_silu import FastSiLU, use_fast_silu
 from egnn_md.training.logs import CsvLog, read_csv
 from egnn_md.training.loss import potential_loss
 from egnn_md.training.metrics import measure_errors

@@ -1,0 +1,71 @@
+"""The maps of a message and of a head as the kernels read them, and their gradients taken apart again."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from egnn_md.kernels.native.arrays import LANES, address, rows, square
+
+MESSAGE_FIELDS = ("w2", "w2_t", "b2", "gate_w", "gate_b")
+HEAD_FIELDS = ("w1", "w1_t", "b1", "last")
+
+
+def message_maps(
+    w2: Tensor, b2: Tensor, gate_w: Tensor | None, gate_b: Tensor | None, width: int
+) -> tuple[Tensor | None, ...]:
+    """In the order of ``MESSAGE_FIELDS``."""
+    whole = square(w2, width)
+    gate = None if gate_w is None else rows(gate_w, width)
+    return whole, whole.t().contiguous(), rows(b2, width), gate, gate_b
+
+
+def head_maps(w1: Tensor, b1: Tensor, last: Tensor, width: int) -> tuple[Tensor, ...]:
+    """In the order of ``HEAD_FIELDS``."""
+    whole = square(w1, width)
+    return whole, whole.t().contiguous(), rows(b1, width), rows(last, width)
+
+
+def addresses(tensors: tuple[Tensor | None, ...]) -> list[int]:
+    """Of each."""
+    return [address(tensor) for tensor in tensors]
+
+
+class WeightGradients:
+    """The kernels' sums (float64) of the gradients of all weights, read from front to back."""
+
+    def __init__(self, size: int, hidden: int, width: int, dtype: torch.dtype) -> None:
+        self.sums = torch.zeros(size, dtype=torch.float64)
+        self.hidden, self.width, self.dtype = hidden, width, dtype
+        self.place = 0
+
+    @staticmethod
+    def message_size(width: int) -> int:
+        """Numbers that a message's maps take."""
+        return width * width + 2 * width + LANES
+
+    @staticmethod
+    def head_size(width: int) -> int:
+        """Numbers that a head's maps take."""
+        return width * width + 2 * width
+
+    def take(self, count: int) -> Tensor:
+        """(count, F): rows of a map."""
+        block = self.sums[self.place : self.place + count * self.width].reshape(count, self.width)
+        self.place += count * self.width
+        return block[:, : self.hidden].to(self.dtype, copy=True)
+
+    def take_square(self) -> Tensor:
+        """(F, F)."""
+        return self.take(self.width)[: self.hidden].contiguous()
+
+    def take_message(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Of w2 (F, F), b2 (F,), gate_w (F,), gate_b (1,)."""
+        w2, b2, gate_w = self.take_square(), self.take(1)[0], self.take(1)[0]
+        gate_b = self.sums[self.place : self.place + 1].to(self.dtype, copy=True)
+        self.place += LANES
+        return w2, b2, gate_w, gate_b
+
+    def take_head(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Of a head's first map (F, F), its bias (F,) and its last map (F,)."""
+        return self.take_square(), self.take(1)[0], self.take(1)[0]
