@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from egnn_md.errors import InputError, ModelFileError, UnsafeFileError
+from egnn_md.kernels import accelerate
 from egnn_md.models.potential import FastEGNNPotential, PotentialConfig
 from egnn_md.models.propagator import FastEGNNPropagator, PropagatorConfig
 from egnn_md.nn.fast_egnn import FastEGNN, FastEGNNConfig
@@ -206,6 +207,7 @@ def load_model(
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
+    kernels: str = "auto",
 ) -> Any:
     """Load a model by path or registered name; its card is at ``.card``.
 
@@ -213,6 +215,8 @@ def load_model(
         name_or_path: file, or a name such as ``water``.
         device: where to put the weights.
         dtype: cast the weights; None keeps those of the file.
+        kernels: ``auto`` (fused where ``device`` has them), ``fused`` or ``plain``; see
+            :func:`egnn_md.kernels.accelerate`.
 
     Returns:
         The model in evaluation mode, gradients of its weights off.
@@ -245,7 +249,7 @@ def load_model(
         raise ModelFileError(f"{path}: the weights differ from the digest in the header; the file was changed")
     model.card = card  # type: ignore[assignment]
     model.requires_grad_(False)
-    return model.to(device=device, dtype=dtype).eval()
+    return accelerate(model.to(device=device, dtype=dtype).eval(), kernels)
 
 
 #: From the authors' parameter names to ours.

@@ -35,13 +35,12 @@ def command(
 
     from egnn_md.checkpoint import load_model
     from egnn_md.errors import InputError
-    from egnn_md.kernels import accelerate
     from egnn_md.models import Potential
     from egnn_md.testing import run_checks
 
     if dtype not in ("float32", "float64"):
         raise InputError(f"--dtype must be float32 or float64, not {dtype!r}")
-    potential = accelerate(load_model(model))
+    potential = load_model(model)
     if not isinstance(potential, Potential):
         raise InputError(f"{model} is a {type(potential).__name__}; the checks are for potentials")
     # the progress line goes where it cannot mix with the answer

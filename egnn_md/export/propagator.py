@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from copy import deepcopy
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from egnn_md.export.artefact import INFO_FILE, write_atomically
 from egnn_md.export.propagator_module import ExportedPropagator
 from egnn_md.export.torchscript import load_scripted, prepare, resolve_dtype, save_scripted, script
 from egnn_md.export.verify import TOLERANCES
+from egnn_md.kernels import accelerate, accelerated
 from egnn_md.models.propagator import FastEGNNPropagator
 
 PROPAGATOR_FORMAT = "egnn_md-propagator-torchscript"
@@ -40,6 +42,7 @@ class PropagatorArtefact(BaseModel):
     units: dict[str, str]
     stride: float
     dtype: str
+    kernels: str = "plain"
     signature: str = SIGNATURE
     largest_difference: float  # scripted minus eager, over the largest displacement
     versions: dict[str, str]
@@ -47,7 +50,12 @@ class PropagatorArtefact(BaseModel):
 
 
 def export_propagator(
-    model: FastEGNNPropagator, path: str | Path, *, dtype: torch.dtype | str = torch.float32, name: str | None = None
+    model: FastEGNNPropagator,
+    path: str | Path,
+    *,
+    dtype: torch.dtype | str = torch.float32,
+    name: str | None = None,
+    kernels: str = "plain",
 ) -> PropagatorArtefact:
     """Write a propagator as TorchScript: ``forward(positions, velocities, species, features, cell)``.
 
@@ -59,6 +67,7 @@ def export_propagator(
         path: where to; an existing file is replaced only once the new one has passed its check.
         dtype: float32 or float64 of the network.
         name: recorded name; the model card's by default.
+        kernels: as in :func:`egnn_md.export.export_torchscript`.
 
     Returns:
         What was written into ``egnn_md.json``.
@@ -76,8 +85,9 @@ def export_propagator(
     if config.velocity == "forward":
         raise ExportError("this propagator's velocity looks one frame ahead; nobody can feed it outside its data")
     path, dtype = Path(path), resolve_dtype(dtype)
-    eager: Any = prepare(model, dtype)
-    scripted = script(ExportedPropagator(script(eager), config.cutoff or 0.0, config.drop_fraction, dtype).eval())
+    eager: Any = accelerate(prepare(model, dtype), "plain")
+    fast = accelerate(deepcopy(eager), kernels)
+    scripted = script(ExportedPropagator(script(fast), config.cutoff or 0.0, config.drop_fraction, dtype).eval())
     card = getattr(model, "card", None)
     written: list[PropagatorArtefact] = []
 
@@ -98,6 +108,7 @@ def export_propagator(
             units=dict(config.units),
             stride=config.stride,
             dtype=str(dtype).removeprefix("torch."),
+            kernels="fused" if accelerated(fast) else "plain",
             largest_difference=difference,
             versions=package_versions("egnn-md", "torch", "vesin-torch"),
             created=datetime.now(UTC).isoformat(timespec="seconds"),

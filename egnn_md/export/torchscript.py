@@ -214,7 +214,7 @@ def export_torchscript(
     acted, chosen = _selection(numbers, atoms)
     check_known(model, acted, chosen)
     particles = len(acted) if chosen is None else len(numbers)
-    eager = prepare(model, dtype)
+    eager = accelerate(prepare(model, dtype), "plain")  # what the file is compared with
     fast = accelerate(copy.deepcopy(eager), kernels)
     form = ExportedPeriodic if periodic else ExportedOpen
     scripted = script(

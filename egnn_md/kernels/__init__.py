@@ -16,11 +16,21 @@ from torch import nn
 
 from egnn_md.errors import InputError, MissingDependencyError
 from egnn_md.kernels.native.build import FallbackWarning, KernelUnavailableError
+from egnn_md.kernels.precision import gpu_precision
 from egnn_md.nn.fast_egnn import FastEGNN, FastEGNNLayer
 from egnn_md.nn.smooth import SmoothFastEGNN, SmoothLayer
 from egnn_md.nn.virtual_nodes import VirtualNodes
 
-__all__ = ["PATHS", "VARIABLE", "FallbackWarning", "KernelUnavailableError", "accelerate", "accelerated", "available"]
+__all__ = [
+    "PATHS",
+    "VARIABLE",
+    "FallbackWarning",
+    "KernelUnavailableError",
+    "accelerate",
+    "accelerated",
+    "available",
+    "gpu_precision",
+]
 
 PATHS = ("auto", "fused", "plain")
 VARIABLE = "EGNN_MD_KERNELS"

@@ -1,4 +1,5 @@
 # mypy: disable-error-code="union-attr, index, assignment, operator"
+# ruff: noqa: SIM102 - TorchScript leaves out what stands under an `if` of is_scripting alone
 """Layers that call the fused operators: the same weights under the same names, other methods.
 
 No ``from __future__ import annotations`` here: TorchScript reads the annotations themselves.
@@ -11,14 +12,20 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from egnn_md.kernels import ops
+from egnn_md.kernels.projected import projected
 from egnn_md.nn.fast_egnn import FastEGNNLayer
 from egnn_md.nn.smooth import SmoothFastEGNN, SmoothLayer
 from egnn_md.nn.virtual_nodes import VirtualNodes
 
-#: From this many particles on the feature update is worked out again in the backward pass instead of being kept: it
-#: costs 5 % of a training step and saves a third of its memory.
+#: From this many particles on, what belongs to a particle alone is worked out again in the backward pass instead of
+#: being kept; its share of the work is small, of the memory it is most.
 RECOMPUTE_PARTICLES = 8192
 OPERATORS = [fused.name for fused in ops.ALL]
+
+
+def recomputes(features: Tensor) -> bool:
+    """Whether a backward pass over these features (N, F) should recompute rather than remember."""
+    return torch.is_grad_enabled() and features.shape[0] >= RECOMPUTE_PARTICLES
 
 
 class FusedFastEGNNLayer(FastEGNNLayer):
@@ -45,6 +52,9 @@ class FusedFastEGNNLayer(FastEGNNLayer):
         gate_b: Optional[Tensor] = None  # noqa: UP045
         if self.has_gate:
             gate_w, gate_b = self.edge_gate.linear.weight[0], self.edge_gate.linear.bias
+        if not torch.jit.is_scripting():
+            if recomputes(features):
+                return self._projected(features, positions, given, edge_features, gate_w, gate_b, edge_index, row_start)
         return torch.ops.egnn_md.edge_messages(
             positions,
             given,
@@ -65,16 +75,50 @@ class FusedFastEGNNLayer(FastEGNNLayer):
             self.has_tanh,
         )
 
-    def update(self, aggregated: List[Tensor]) -> Tensor:  # noqa: UP006
+    @torch.jit.unused
+    def _projected(
+        self,
+        features: Tensor,
+        positions: Tensor,
+        shifts: Optional[Tensor],  # noqa: UP045
+        edge_features: Optional[Tensor],  # noqa: UP045
+        gate_w: Optional[Tensor],  # noqa: UP045
+        gate_b: Optional[Tensor],  # noqa: UP045
+        edge_index: Tensor,
+        row_start: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        mlp, head, hidden = self.edge_mlp, self.coord_mlp, self.edge_mlp.hidden
+        return projected(
+            "edge_messages",
+            features,
+            [(2, mlp.first.weight[:, :hidden], mlp.first.bias), (3, mlp.first.weight[:, hidden : 2 * hidden], None)],
+            [
+                positions, shifts, None, None, edge_features, mlp.geometry_map(), mlp.second.weight, mlp.second.bias,
+                gate_w, gate_b, head[0].weight, head[0].bias, head[2].weight[0], row_start, edge_index[1],
+                self.normalize, self.has_tanh,
+            ],
+        )  # fmt: skip
+
+    def velocity_scale(self, features: Tensor, velocities: Tensor) -> Tensor:
         """See the base class."""
-        if torch.jit.is_scripting():
-            return self.node_mlp(torch.cat(aggregated, 1))
-        return self._update(aggregated)
+        if not torch.jit.is_scripting():
+            if recomputes(features):
+                return self._recomputed_scale(features)
+        return self.velocity_mlp(features)
 
     @torch.jit.unused
-    def _update(self, aggregated: List[Tensor]) -> Tensor:  # noqa: UP006
-        if not torch.is_grad_enabled() or aggregated[0].shape[0] < RECOMPUTE_PARTICLES:
-            return self.node_mlp(torch.cat(aggregated, 1))
+    def _recomputed_scale(self, features: Tensor) -> Tensor:
+        return checkpoint(self.velocity_mlp, features, use_reentrant=False)
+
+    def update(self, aggregated: List[Tensor]) -> Tensor:  # noqa: UP006
+        """See the base class."""
+        if not torch.jit.is_scripting():
+            if recomputes(aggregated[0]):
+                return self._recomputed_update(aggregated)
+        return self.node_mlp(torch.cat(aggregated, 1))
+
+    @torch.jit.unused
+    def _recomputed_update(self, aggregated: List[Tensor]) -> Tensor:  # noqa: UP006
         return checkpoint(lambda *parts: self.node_mlp(torch.cat(parts, 1)), *aggregated, use_reentrant=False)
 
 
@@ -92,6 +136,9 @@ class FusedVirtualNodes(VirtualNodes):
         gate_b: Optional[Tensor] = None  # noqa: UP045
         if self.has_gate:
             gate_w, gate_b = self.gate.linear.weight[0], self.gate.linear.bias
+        if not torch.jit.is_scripting():
+            if recomputes(features):
+                return self._projected(features, positions, places, is_open, of_virtual, gate_w, gate_b, batch)
         return torch.ops.egnn_md.virtual_messages(
             positions,
             places,
@@ -112,6 +159,31 @@ class FusedVirtualNodes(VirtualNodes):
             batch,
             self.has_tanh,
         )
+
+
+    @torch.jit.unused
+    def _projected(
+        self,
+        features: Tensor,
+        positions: Tensor,
+        places: Tensor,
+        is_open: Tensor,
+        of_virtual: Tensor,
+        gate_w: Optional[Tensor],  # noqa: UP045
+        gate_b: Optional[Tensor],  # noqa: UP045
+        batch: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        mlp, step, place = self.edge_mlp, self.coord_mlp, self.position_mlp
+        return projected(
+            "virtual_messages",
+            features,
+            [(3, mlp.first.weight[:, : mlp.hidden], mlp.first.bias)],
+            [
+                positions, places, is_open, None, of_virtual, mlp.geometry_map()[0], mlp.second.weight,
+                mlp.second.bias, gate_w, gate_b, step[0].weight, step[0].bias, step[2].weight[0], place[0].weight,
+                place[0].bias, place[2].weight[0], batch, self.has_tanh,
+            ],
+        )  # fmt: skip
 
 
 class FusedSmoothLayer(SmoothLayer):

@@ -71,7 +71,7 @@ def _given(found: Sequence[Tensor | None], needs: Sequence[bool]) -> list[Tensor
     return [value for value, need in zip(found, needs, strict=True) if need and value is not None]
 
 
-def _spread(found: Sequence[Tensor | None], wanted: Sequence[bool]) -> list[Tensor | None]:
+def spread(found: Sequence[Tensor | None], wanted: Sequence[bool]) -> list[Tensor | None]:
     """Each in its place again."""
     values = iter(found)
     return [next(values) if want else None for want in wanted]
@@ -128,14 +128,14 @@ def _register(fused: Fused) -> None:
             like = fused.shapes(*args)
             filled = [torch.zeros_like(o) if g is None else g for g, o in zip(gradients, like, strict=True)]
         found = derived(*filled, *args, wanted)
-        return (*_spread(found, wanted), *(None for _ in fused.constants))
+        return (*spread(found, wanted), *(None for _ in fused.constants))
 
     def derived_backward(ctx: Any, cotangents: Sequence[Tensor | None]) -> tuple[Any, ...]:
         if torch.is_grad_enabled():
             raise NotImplementedError(f"{fused.name} has derivatives up to the second; a third needs the plain path")
         args = kept(ctx)
         gradients, rest, needs = args[:many], args[many:-1], args[-1]
-        found = fused.second(_spread(cotangents, needs), gradients, rest[:count], *rest[count:])
+        found = fused.second(spread(cotangents, needs), gradients, rest[:count], *rest[count:])
         wanted = ctx.needs_input_grad[: many + count]
         given = [value if want else None for value, want in zip(found, wanted, strict=True)]
         return (*given, *(None for _ in fused.constants), None)

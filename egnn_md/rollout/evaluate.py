@@ -296,7 +296,6 @@ def evaluate_files(
         ModelFileError: a file that cannot be read.
     """
     from egnn_md.checkpoint import ModelCard, load_model, model_digest, resolve_model
-    from egnn_md.kernels import accelerate
     from egnn_md.rollout.starts import resolve_system
 
     folder = resolve_system(system)
@@ -313,7 +312,7 @@ def evaluate_files(
         name = card.name or Path(path).stem
         if name in (*models, STILL, LINEAR, REFERENCE):
             name = f"{name} ({len(models) + 1})"
-        models[name] = accelerate(model)
+        models[name] = model
         described.append(
             {
                 "name": name,

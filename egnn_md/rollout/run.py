@@ -51,13 +51,11 @@ def open_propagator(request: RolloutRequest, model: nn.Module | None = None) -> 
     import torch
 
     from egnn_md.checkpoint import load_model, model_digest
-    from egnn_md.kernels import accelerate
 
     dtype = None if request.dtype is None else getattr(torch, request.dtype)
     if model is None:
         model = load_model(request.model, device=request.device, dtype=dtype)
     assert model is not None
-    accelerate(model)
     config = config_of(model)
     card = getattr(model, "card", None)
     try:

@@ -297,6 +297,7 @@ def test_says_what_it_is(tmp_path):
     assert calculator.name == "fastegnn"
     assert calculator.todict() == {
         "model": str(path), "device": "cpu", "dtype": "float32", "skin": 1.0, "backend": "vesin",
+        "kernels": "auto",
     }  # fmt: skip
     assert repr(calculator).startswith(f"FastEGNNCalculator('{path}', device='cpu', dtype='float32'")
     assert calculator.card.units["energy"] == "eV"

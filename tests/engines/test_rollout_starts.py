@@ -17,6 +17,7 @@ from rich.console import Console
 from rollout_cases import model_config, propagator, world, write_world
 
 from egnn_md.errors import InputError
+from egnn_md.kernels import accelerate
 from egnn_md.rollout import State, Stepper, rollout
 from egnn_md.rollout.request import RolloutRequest
 from egnn_md.rollout.run import run_rollout
@@ -128,7 +129,7 @@ def test_metres_keep_their_numbers_in_every_file(tmp_path: Path):
     assert "note" not in said
     said = run(output=tmp_path / "coarse", engine="openmm")
     assert "trajectory.xtc keeps 0.01 Å, which is 0.01 m here, of a cutoff of 0.3 m; --unit-length 10 keeps" in said
-    expected = rollout(propagator("splash", torch.float32), start_of(tmp_path, data, "splash"), 3)
+    expected = rollout(accelerate(propagator("splash", torch.float32)), start_of(tmp_path, data, "splash"), 3)
     for name, length in (("fine", 40.0), ("coarse", 1.0)):
         last = ase.io.read(tmp_path / name / "final.extxyz")
         np.testing.assert_allclose(last.positions / length, expected.positions[-1], rtol=ROUNDING)

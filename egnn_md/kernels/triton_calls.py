@@ -1,0 +1,59 @@
+"""The Triton kernels under the names and with the arguments of the operators (:mod:`egnn_md.kernels.ops`).
+
+Importing this imports triton. Products of float32 are exact ("ieee") unless :func:`egnn_md.kernels.gpu_precision` asked
+for tensor cores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from egnn_md.kernels import precision, triton_edges, triton_virtual
+
+Optionals = Sequence[Tensor | None]
+# called with the arguments of the operators' schemas one after the other, which mypy cannot count
+_edge_forward: Any = triton_edges.edge_forward
+_edge_backward: Any = triton_edges.edge_backward
+_virtual_forward: Any = triton_virtual.virtual_forward
+_virtual_backward: Any = triton_virtual.virtual_backward
+
+
+def edge_messages_forward(
+    tensors: Optionals, row_start: Tensor, senders: Tensor, normalize: bool, tanh: bool
+) -> tuple[Tensor, Tensor]:
+    """See :func:`egnn_md.kernels.plain.edge_messages`."""
+    step, pooled = _edge_forward(*tensors, row_start, senders, normalize, tanh, precision.current())
+    return step, pooled
+
+
+def edge_messages_backward(
+    gradients: Sequence[Tensor],
+    tensors: Optionals,
+    row_start: Tensor,
+    senders: Tensor,
+    normalize: bool,
+    tanh: bool,
+    needs: Sequence[bool],
+) -> list[Tensor | None]:
+    """Its gradients."""
+    wanted = (any(needs[5:]), needs[4], needs[1])
+    return list(
+        _edge_backward(*gradients, *tensors, row_start, senders, normalize, tanh, *wanted, precision.current())
+    )
+
+
+def virtual_messages_forward(tensors: Optionals, batch: Tensor, tanh: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """See :func:`egnn_md.kernels.plain.virtual_messages`."""
+    step, pooled, places, sums = _virtual_forward(*tensors, batch, tanh, precision.current())
+    return step, pooled, places, sums
+
+
+def virtual_messages_backward(
+    gradients: Sequence[Tensor], tensors: Optionals, batch: Tensor, tanh: bool, needs: Sequence[bool]
+) -> list[Tensor | None]:
+    """Its gradients."""
+    found = list(_virtual_backward(*gradients, *tensors, batch, tanh, any(needs[5:]), precision.current()))
+    return [*found[:2], None, *found[2:]]  # is_open is no variable
