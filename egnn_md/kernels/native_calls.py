@@ -11,6 +11,7 @@ from egnn_md.kernels.native.edges import edge_backward as edge_messages_backward
 from egnn_md.kernels.native.edges import edge_forward as edge_messages_forward
 from egnn_md.kernels.native.smooth import smooth_backward as smooth_messages_backward
 from egnn_md.kernels.native.smooth import smooth_forward as smooth_messages_forward
+from egnn_md.kernels.native.smooth import smooth_twice as smooth_messages_twice
 from egnn_md.kernels.native.virtual import virtual_backward as virtual_messages_backward
 from egnn_md.kernels.native.virtual import virtual_forward as virtual_messages_forward
 
@@ -21,6 +22,7 @@ __all__ = [
     "radial_functions_forward",
     "smooth_messages_backward",
     "smooth_messages_forward",
+    "smooth_messages_twice",
     "virtual_messages_backward",
     "virtual_messages_forward",
 ]

@@ -17,8 +17,10 @@ from torch import Tensor
 
 from egnn_md.errors import InputError
 from egnn_md.kernels import native_calls, second
+from egnn_md.nn.gradients import weights_wanted
 
 NAMESPACE = "egnn_md"
+WEIGHTS = 5  # variables from this place on are weights, in every function
 Tensors = Sequence[Tensor | None]
 
 
@@ -32,7 +34,8 @@ class Fused:
         constants: the rest of the arguments, with their types as torch's schemas write them.
         outputs: how many.
         shapes: outputs like those the function would give, without computing them.
-        second: gradient of the gradient; see :mod:`egnn_md.kernels.second`.
+        second: gradient of the gradient; see :mod:`egnn_md.kernels.second`. A device's own ``*_twice``, which knows
+            cotangents of everything but weights, goes before it.
     """
 
     name: str
@@ -111,6 +114,7 @@ def _register(fused: Fused) -> None:
         return [torch.empty_like(v) for v, need in zip(variables, needs, strict=True) if need and v is not None]
 
     def keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(*(value for value in inputs if isinstance(value, Tensor)))
         ctx.others = [None if isinstance(value, Tensor) else (value,) for value in inputs]
 
@@ -122,7 +126,10 @@ def _register(fused: Fused) -> None:
         args = kept(ctx)
         if all(g is None for g in gradients):
             return (None,) * len(args)
-        wanted = [need and v is not None for need, v in zip(ctx.needs_input_grad[:count], args[:count], strict=True)]
+        asked = list(ctx.needs_input_grad[:count])
+        if not weights_wanted():
+            asked[WEIGHTS:] = [False] * (count - WEIGHTS)
+        wanted = [need and v is not None for need, v in zip(asked, args[:count], strict=True)]
         filled = list(gradients)
         if any(g is None for g in gradients):
             like = fused.shapes(*args)
@@ -134,8 +141,14 @@ def _register(fused: Fused) -> None:
         if torch.is_grad_enabled():
             raise NotImplementedError(f"{fused.name} has derivatives up to the second; a third needs the plain path")
         args = kept(ctx)
+        if all(c is None for c in cotangents):
+            return (None,) * len(args)
         gradients, rest, needs = args[:many], args[many:-1], args[-1]
-        found = fused.second(spread(cotangents, needs), gradients, rest[:count], *rest[count:])
+        every = spread(cotangents, needs)
+        second_of = fused.second
+        if all(c is None for c in every[WEIGHTS:]):
+            second_of = getattr(_kernels(_device(args)), f"{fused.name}_twice", second_of)
+        found = second_of(every, gradients, rest[:count], *rest[count:])
         wanted = ctx.needs_input_grad[: many + count]
         given = [value if want else None for value, want in zip(found, wanted, strict=True)]
         return (*given, *(None for _ in fused.constants), None)

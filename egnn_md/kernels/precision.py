@@ -23,7 +23,8 @@ def gpu_precision(name: str) -> Iterator[None]:
     """Within it the GPU kernels multiply in this precision; the CPU's never change.
 
     Args:
-        name: ``ieee`` (exact float32 products, the default), ``tf32x3``, ``tf32`` or ``bf16``; see ``PRECISIONS``. A backward pass must run within it as well.
+        name: ``ieee`` (exact float32 products, the default), ``tf32x3``, ``tf32`` or ``bf16``; see ``PRECISIONS``.
+            A backward pass must run within it as well.
 
     Raises:
         InputError: another name.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
+from typing import Any
+
 import torch
 from ase.data import chemical_symbols
 from torch import Tensor
@@ -9,12 +12,22 @@ from torch import Tensor
 from egnn_md.errors import UnknownElementError
 from egnn_md.graph import ParticleGraph
 from egnn_md.models.base import Potential
+from egnn_md.nn.gradients import without_weights
 from egnn_md.nn.segment import segment_sum
+
+
+#: The last species that passed: a weak reference to the tensor, its version, and the elements it was compared with.
+_passed: tuple[Any, int, tuple[int, ...]] = (lambda: None, 0, ())
 
 
 def check_elements(model: Potential, species: Tensor) -> None:
     """Raise UnknownElementError naming the first atom whose element the model was not trained on."""
+    global _passed
     if not model.elements:
+        return
+    elements = tuple(model.elements)
+    # a simulation brings the same tensor at every step; the version tells whether it was written into since
+    if _passed[0]() is species and _passed[1:] == (species._version, elements):
         return
     known = torch.tensor(model.elements, device=species.device)
     unknown = ~torch.isin(species, known)
@@ -27,6 +40,7 @@ def check_elements(model: Potential, species: Tensor) -> None:
             f"atom {index} is {symbol}, but the model knows only {names}; "
             "choose a model trained on this element or train one"
         )
+    _passed = (weakref.ref(species), species._version, elements)
 
 
 def evaluate(
@@ -71,20 +85,21 @@ def evaluate(
             strained = positions + torch.einsum("ni,nij->nj", positions, symmetric[graph.batch])
             strained_cell = cell + torch.matmul(cell, symmetric)
             wanted.append(strain)
-        edge_graph = graph.batch.index_select(0, graph.edge_index[0])
         if graph.num_graphs == 1:
             shifts = graph.cell_shifts @ strained_cell[0]
         else:
+            edge_graph = graph.batch.index_select(0, graph.edge_index[0])
             shifts = torch.einsum("ei,eij->ej", graph.cell_shifts, strained_cell.index_select(0, edge_graph))
         energies = model(strained, graph.species, graph.edge_index, shifts, graph.batch, graph.periodic)
         energy = segment_sum(energies, graph.batch, graph.num_graphs)
         result = {"energy": energy, "energies": energies}
         if wanted:
-            gradients = list(
-                torch.autograd.grad(energy.sum(), wanted, create_graph=training, allow_unused=True)
-                if energy.requires_grad
-                else [None] * len(wanted)
-            )
+            gradients: list[Tensor | None] = [None] * len(wanted)
+            if energy.requires_grad:
+                with without_weights():
+                    gradients = list(
+                        torch.autograd.grad(energy.sum(), wanted, create_graph=training, allow_unused=True)
+                    )
             filled = [
                 torch.zeros_like(w) if g is None else g for g, w in zip(gradients, wanted, strict=True)
             ]

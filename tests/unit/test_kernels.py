@@ -58,6 +58,18 @@ CASES = {
 }
 
 
+FORCE_CASES = [
+    "smooth", "smooth-first", "smooth-odd-sizes", "smooth-published", "smooth-none", "edges-shifts", "virtual",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", FORCE_CASES)
+def test_fused_equals_plain_when_trained_on_forces(name: str, dtype: torch.dtype) -> None:
+    for order, difference in enumerate(worst(CASES[name](dtype), dtype, forces=True)):
+        assert difference <= TOLERANCE[dtype] * (1 + 2 * order), f"derivatives of order {order}"
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", CASES)
 def test_fused_equals_plain(name: str, dtype: torch.dtype) -> None:

@@ -147,36 +147,21 @@ static void edge_backward(const EdgeInput<T> &in, const T *g_step, const T *g_po
   const int width = (int)in.width;
   const std::vector<int64_t> starts = panels(in.row_start, in.nodes);
   Buffer<T> g_joined(longest_panel(in.row_start, starts) * width), g_difference(longest_panel(in.row_start, starts) * 3);
-#pragma omp parallel num_threads(team(threads, in.edges))
-  {
-    const int thread = omp_get_thread_num(), members = omp_get_num_threads();
-    EdgeBlock<T> block(in, true);
-    for (size_t p = 0; p + 1 < starts.size(); p++) {
-      const int64_t base = in.row_start[starts[p]], end = in.row_start[starts[p + 1]];
-      const int64_t first = cut(in.row_start, starts[p], starts[p + 1], thread, members);
-      const int64_t last = cut(in.row_start, starts[p], starts[p + 1], thread + 1, members);
-      int64_t receiver = first;
-      for (int64_t edge = in.row_start[first]; edge < in.row_start[last]; edge += ROWS) {
-        const int count = (int)std::min<int64_t>(ROWS, in.row_start[last] - edge);
-        receivers_of(in.row_start, edge, count, receiver, block.receivers);
+  over_panels(
+      in.row_start, in.senders, starts, threads, [&] { return std::make_unique<EdgeBlock<T>>(in, true); },
+      [&](EdgeBlock<T> &block, int64_t edge, int count, int64_t place) {
         block.forward(edge, count);
-        block.backward(edge, count, g_step, g_pooled, out, g_joined.data() + (edge - base) * width,
-                       g_difference.data() + (edge - base) * 3);
-      }
-#pragma omp barrier
-      for (int64_t edge = base; edge < end; edge++) {
-        const int64_t j = in.senders[edge];
-        if (!owns(j, thread, members)) continue;
-        add_row<T>(out.b + width * j, g_joined.data() + (edge - base) * width, width);
-        if (edge >= in.row_start[j] && edge < in.row_start[j + 1]) continue;  // its own image
-        for (int c = 0; c < 3; c++) out.positions[3 * j + c] -= g_difference[(edge - base) * 3 + c];
-      }
-#pragma omp barrier
-    }
-    in_order_of_threads(members, [&] {
-      if (out.weights) block.own.add_to(out.weights);
-    });
-  }
+        block.backward(edge, count, g_step, g_pooled, out, g_joined.data() + place * width,
+                       g_difference.data() + place * 3);
+      },
+      [&](int64_t edge, int64_t j, int64_t place) {
+        add_row<T>(out.b + width * j, g_joined.data() + place * width, width);
+        if (edge >= in.row_start[j] && edge < in.row_start[j + 1]) return;  // its own image
+        for (int c = 0; c < 3; c++) out.positions[3 * j + c] -= g_difference[place * 3 + c];
+      },
+      [&](EdgeBlock<T> &block) {
+        if (out.weights) block.own.add_to(out.weights);
+      });
 }
 
 }  // namespace egnn

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <memory>
 #include <new>
 #include <vector>
 
@@ -114,6 +115,36 @@ static inline bool owns(int64_t sender, int thread, int threads) { return (sende
 
 static inline int team(int threads, int64_t edges) {
   return (int)std::max<int64_t>(1, std::min<int64_t>(threads, edges / (2 * ROWS)));
+}
+
+// A backward pass over edges, panel by panel: `run(block, edge, count, place)` handles edges of one thread's receivers
+// and leaves what belongs to their senders in the panel, `give(edge, sender, place)` adds it there; `place` counts from
+// the panel's beginning. `finish(block)` is called by one thread after the other. `make()` makes a thread's block, which
+// has `receivers`.
+template <typename Make, typename Run, typename Give, typename Finish>
+static void over_panels(const int64_t *row_start, const int64_t *senders, const std::vector<int64_t> &starts, int threads,
+                        Make &&make, Run &&run, Give &&give, Finish &&finish) {
+#pragma omp parallel num_threads(team(threads, row_start[starts.back()]))
+  {
+    const int thread = omp_get_thread_num(), members = omp_get_num_threads();
+    auto block = make();
+    for (size_t p = 0; p + 1 < starts.size(); p++) {
+      const int64_t base = row_start[starts[p]], end = row_start[starts[p + 1]];
+      const int64_t first = cut(row_start, starts[p], starts[p + 1], thread, members);
+      const int64_t last = cut(row_start, starts[p], starts[p + 1], thread + 1, members);
+      int64_t receiver = first;
+      for (int64_t edge = row_start[first]; edge < row_start[last]; edge += ROWS) {
+        const int count = (int)std::min<int64_t>(ROWS, row_start[last] - edge);
+        receivers_of(row_start, edge, count, receiver, block->receivers);
+        run(*block, edge, count, edge - base);
+      }
+#pragma omp barrier
+      for (int64_t edge = base; edge < end; edge++)
+        if (owns(senders[edge], thread, members)) give(edge, senders[edge], edge - base);
+#pragma omp barrier
+    }
+    in_order_of_threads(members, [&] { finish(*block); });
+  }
 }
 
 }  // namespace egnn

@@ -209,4 +209,20 @@ template <typename T> static inline void add_row(T *y, const T *a, int width) {
   for (int k = 0; k < width; k += Simd<T>::LANES) add_to<T>(y + k, load<T>(a + k));
 }
 
+// As add_row, for any count.
+template <typename T> static inline void add_numbers(T *y, const T *a, int count) {
+#pragma omp simd
+  for (int k = 0; k < count; k++) y[k] += a[k];
+}
+
+// silu(x) in place, its first and its second derivative s (1 - s) (2 + x (1 - 2 s)).
+template <typename T> static inline void silu_twice(T *value, T *slope, T *curvature, int count) {
+  for (int k = 0; k < count; k += Simd<T>::LANES) {
+    const V<T> x = load<T>(value + k), s = sigmoid<T>(x), y = x * s;
+    store<T>(value + k, y);
+    store<T>(slope + k, s + y - y * s);
+    store<T>(curvature + k, s * (T(1) - s) * (T(2) + x - 2 * y));
+  }
+}
+
 }  // namespace egnn

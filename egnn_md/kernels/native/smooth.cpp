@@ -1,29 +1,7 @@
 // Messages of the smooth network that potentials are made of, forward and backward.
-// Symbols as in egnn_md/kernels/plain.py (smooth_messages).
-#include "messages.h"
+#include "smooth.h"
 
 namespace egnn {
-
-template <typename T> struct SmoothInput {
-  // `inputs` is the padded number of radial functions and geometry together, `weights` of the vectors' weights
-  int64_t nodes, edges, width, basis, vectors, first, inputs, weights;
-  const int64_t *row_start, *senders;
-  const T *unit, *radial, *a, *b, *node_vectors;
-  const T *input_map, *input_map_t;                 // (inputs, width): radial functions, then geometry
-  MessageMaps<T> message;
-  const T *filter, *filter_t;                       // (basis, width), (width, inputs)
-  const T *vector_map, *vector_map_t;               // (weights, width), (width, weights)
-};
-
-// Zero on entry. `weights` may be null; it holds those of input_map, message, filter, vector_map.
-template <typename T> struct SmoothGradient {
-  T *unit, *radial, *a, *b, *node_vectors;
-  double *weights;
-};
-
-static inline int64_t smooth_weights(int64_t width, int64_t inputs, int64_t basis, int64_t weights) {
-  return inputs * width + message_weights(width) + basis * width + weights * width;
-}
 
 template <typename T> class SmoothBlock {
  public:
@@ -195,39 +173,19 @@ static void smooth_backward(const SmoothInput<T> &in, const T *g_step, const T *
   const std::vector<int64_t> starts = panels(in.row_start, in.nodes);
   const int64_t longest = longest_panel(in.row_start, starts);
   Buffer<T> g_joined(longest * width), g_sent(longest * sent);
-#pragma omp parallel num_threads(team(threads, in.edges))
-  {
-    const int thread = omp_get_thread_num(), members = omp_get_num_threads();
-    SmoothBlock<T> block(in, true);
-    for (size_t p = 0; p + 1 < starts.size(); p++) {
-      const int64_t base = in.row_start[starts[p]], end = in.row_start[starts[p + 1]];
-      const int64_t first = cut(in.row_start, starts[p], starts[p + 1], thread, members);
-      const int64_t last = cut(in.row_start, starts[p], starts[p + 1], thread + 1, members);
-      int64_t receiver = first;
-      for (int64_t edge = in.row_start[first]; edge < in.row_start[last]; edge += ROWS) {
-        const int count = (int)std::min<int64_t>(ROWS, in.row_start[last] - edge);
-        receivers_of(in.row_start, edge, count, receiver, block.receivers);
+  over_panels(
+      in.row_start, in.senders, starts, threads, [&] { return std::make_unique<SmoothBlock<T>>(in, true); },
+      [&](SmoothBlock<T> &block, int64_t edge, int count, int64_t place) {
         block.forward(edge, count);
-        block.backward(edge, count, g_step, g_pooled, out, g_joined.data() + (edge - base) * width,
-                       g_sent.data() + (edge - base) * sent);
-      }
-#pragma omp barrier
-      for (int64_t edge = base; edge < end; edge++) {
-        const int64_t j = in.senders[edge];
-        if (!owns(j, thread, members)) continue;
-        add_row<T>(out.b + width * j, g_joined.data() + (edge - base) * width, width);
-        if (in.first) continue;
-        T *g = out.node_vectors + sent * j;
-        const T *own = g_sent.data() + (edge - base) * sent;
-#pragma omp simd
-        for (int k = 0; k < sent; k++) g[k] += own[k];
-      }
-#pragma omp barrier
-    }
-    in_order_of_threads(members, [&] {
-      if (out.weights) block.own.add_to(out.weights);
-    });
-  }
+        block.backward(edge, count, g_step, g_pooled, out, g_joined.data() + place * width, g_sent.data() + place * sent);
+      },
+      [&](int64_t, int64_t j, int64_t place) {
+        add_row<T>(out.b + width * j, g_joined.data() + place * width, width);
+        if (!in.first) add_numbers<T>(out.node_vectors + sent * j, g_sent.data() + place * sent, sent);
+      },
+      [&](SmoothBlock<T> &block) {
+        if (out.weights) block.own.add_to(out.weights);
+      });
 }
 
 }  // namespace egnn

@@ -21,6 +21,8 @@ _Input = structure(
      *MESSAGE_FIELDS, "filter", "filter_t", "vector_map", "vector_map_t"),
 )  # fmt: skip
 _Gradient = structure("SmoothGradient", (), ("unit", "radial", "a", "b", "node_vectors", "weights"))
+_Tangent = structure("SmoothTangent", (), ("unit", "radial", "a", "b", "node_vectors"))
+_Second = structure("SmoothSecond", (), ("step", "pooled", "unit", "radial", "a", "b", "node_vectors", "weights"))
 TENSORS = 11  # arguments before the edges themselves
 
 
@@ -64,6 +66,21 @@ class _Smooth:
         self.input = _Input(*numbers, int(self.first), self.inputs, self.weights, *addresses(self.kept))
 
 
+    def weight_gradients(self) -> WeightGradients:
+        """Room for the gradients of all weights."""
+        size = (self.inputs + self.basis + self.weights) * self.width + WeightGradients.message_size(self.width)
+        return WeightGradients(size, self.hidden, self.width, self.dtype)
+
+    def split(self, sums: WeightGradients) -> list[Tensor | None]:
+        """Those of radial_map, geometry_map, w2, b2, filter_map, vector_map."""
+        inputs = sums.take(self.inputs)
+        w2, b2, _, _ = sums.take_message()
+        geometry = None if self.first else inputs[self.basis : self.depth].clone()
+        filters, directions = sums.take(self.basis), sums.take(self.weights)
+        count = self.channels if self.first else 2 * self.channels
+        return [inputs[: self.basis].clone(), geometry, w2, b2, filters, directions[:count].clone()]
+
+
 def smooth_forward(tensors: Sequence[Tensor | None], row_start: Tensor, senders: Tensor) -> tuple[Tensor, Tensor]:
     """Vector steps (N, 3, K) and messages (N, F), sums; edges sorted by receiver."""
     given = _Smooth(tensors, row_start, senders)
@@ -88,26 +105,55 @@ def smooth_backward(
     g_a = torch.zeros(given.nodes, width, dtype=given.dtype)
     g_b = torch.zeros_like(g_a)
     g_vectors = None if given.vectors is None else torch.zeros_like(given.vectors)
-    sums: WeightGradients | None = None
-    if any(needs[5:]):
-        size = (given.inputs + given.basis + given.weights) * width + WeightGradients.message_size(width)
-        sums = WeightGradients(size, given.hidden, width, given.dtype)
+    sums = given.weight_gradients() if any(needs[5:]) else None
     target = _Gradient(
         *(address(t) for t in (g_unit, g_radial, g_a, g_b, g_vectors, sums.sums if sums else None))
     )
     call(library(), "egnn_smooth_backward", given.dtype, given.input, g_step, g_pooled, target)
     found: list[Tensor | None] = [g_unit, g_radial, g_a[:, cut].contiguous(), g_b[:, cut].contiguous(), g_vectors]
-    if sums is None:
-        found += [None] * (TENSORS - len(found))
-    else:
-        inputs = sums.take(given.inputs)
-        w2, b2, _, _ = sums.take_message()
-        found += [inputs[: given.basis].clone(), inputs[given.basis : given.depth].clone(), w2, b2]
-        found += [sums.take(given.basis), sums.take(given.weights)[: there(tensors[-1]).shape[0]]]
+    found += [None] * (TENSORS - len(found)) if sums is None else given.split(sums)
     return [
         value if need and tensor is not None else None
         for value, need, tensor in zip(found, needs, tensors, strict=True)
     ]
+
+
+def smooth_twice(
+    cotangents: Sequence[Tensor | None],
+    gradients: Sequence[Tensor],
+    tensors: Sequence[Tensor | None],
+    row_start: Tensor,
+    senders: Tensor,
+) -> list[Tensor | None]:
+    """Gradient of Σ c · G, G of :func:`smooth_backward`: by both ``gradients``, then by every tensor.
+
+    ``cotangents`` of the weights must be None.
+    """
+    given = _Smooth(tensors, row_start, senders)
+    width, cut = given.width, slice(0, given.hidden)
+    unit, radial, a, b, vectors = (
+        torch.zeros_like(there(t)) if c is None and t is not None else c
+        for c, t in zip(cotangents[:5], tensors[:5], strict=True)
+    )
+    kept = (
+        there(unit).contiguous(),
+        there(radial).contiguous(),
+        rows(there(a), width),
+        rows(there(b), width),
+        None if vectors is None else vectors.contiguous(),
+    )
+    g_step, g_pooled = gradients[0].contiguous(), rows(gradients[1], width)
+    by_step, by_pooled = torch.zeros_like(g_step), torch.zeros_like(g_pooled)
+    by_unit, by_radial = torch.empty_like(given.unit), torch.empty_like(given.radial)
+    by_a = torch.zeros(given.nodes, width, dtype=given.dtype)
+    by_b = torch.zeros_like(by_a)
+    by_vectors = None if given.vectors is None else torch.zeros_like(given.vectors)
+    sums = given.weight_gradients()
+    target = _Second(*addresses((by_step, by_pooled, by_unit, by_radial, by_a, by_b, by_vectors, sums.sums)))
+    along = _Tangent(*addresses(kept))
+    call(library(), "egnn_smooth_twice", given.dtype, given.input, along, g_step, g_pooled, target)
+    by_x = [by_unit, by_radial, by_a[:, cut].contiguous(), by_b[:, cut].contiguous(), by_vectors]
+    return [by_step, by_pooled[:, cut].contiguous(), *by_x, *given.split(sums)]
 
 
 class _Radial(ctypes.Structure):
