@@ -162,7 +162,7 @@ def derivatives(
 ) -> list[Outputs]:
     """Values, gradients of a random scalar of them, gradients of a random scalar of those.
 
-    With a number of ``inputs`` the first gradients are those of these and not of the weights, as when forces are trained.
+    With a number of ``inputs`` the first gradients are those of these, not of the weights, as when forces are trained.
     """
     xs = [None if t is None else t.detach().to(dtype).requires_grad_(True) for t in tensors]
     variables = [x for x in xs if x is not None]
