@@ -249,8 +249,11 @@ LARGEST_HIDDEN = 256
 STAGES = 2
 
 
-def check(a: Tensor, precision: str) -> str:
+def check(a: Tensor, precision: str, name: str = "features") -> str:
     """The kernels' name of ``precision``, after looking whether they can serve features ``a`` (N, F).
+
+    Args:
+        name: what errors call ``a``.
 
     Raises:
         InputError: hidden size, type, device or precision that the kernels do not know.
@@ -259,16 +262,16 @@ def check(a: Tensor, precision: str) -> str:
         raise InputError(f"precision is {precision!r}; choose one of {', '.join(PRECISIONS)}")
     if a.dim() != 2 or not 1 <= a.shape[1] <= LARGEST_HIDDEN:
         raise InputError(
-            f"features are {tuple(a.shape)}; the fused kernels take (N, 1..{LARGEST_HIDDEN}), use the plain path"
+            f"{name} are {tuple(a.shape)}; the fused kernels take (N, 1..{LARGEST_HIDDEN}), use the plain path"
         )
     if INTERPRETED and a.dtype == torch.float64 and precision == "ieee":
         return precision
     if a.dtype != torch.float32:
-        raise InputError(f"features are {a.dtype}; the fused kernels are for float32, use the plain path")
+        raise InputError(f"{name} are {a.dtype}; the fused kernels are for float32, use the plain path")
     if INTERPRETED:
         return "bf16-rounded" if precision == "bf16" else precision
     if a.device.type != "cuda":
-        raise InputError(f"features are on {a.device}; the fused kernels need a GPU, use the plain path")
+        raise InputError(f"{name} are on {a.device}; the fused kernels need a GPU, use the plain path")
     return precision
 
 

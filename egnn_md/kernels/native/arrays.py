@@ -23,13 +23,14 @@ def padded(size: int) -> int:
 
 def rows(tensor: Tensor, width: int) -> Tensor:
     """(..., F) to contiguous (..., width)."""
-    return pad(tensor, (0, width - tensor.shape[-1])).contiguous()
+    missing = width - tensor.shape[-1]
+    return (pad(tensor, (0, missing)) if missing else tensor).contiguous()
 
 
 def square(weight: Tensor, width: int) -> Tensor:
     """(F, F) to contiguous (width, width)."""
     missing = width - weight.shape[0]
-    return pad(weight, (0, missing, 0, missing)).contiguous()
+    return (pad(weight, (0, missing, 0, missing)) if missing else weight).contiguous()
 
 
 def address(tensor: Tensor | None) -> int:

@@ -25,7 +25,7 @@ template <typename T> class EdgeBlock {
   EdgeBlock(const EdgeInput<T> &input, bool backward)
       : in(input), width((int)input.width), messages(input.message, width, ROWS, backward),
         head(input.head, width, ROWS, input.tanh, backward), difference(ROWS * 3), squared(ROWS), divisor(ROWS),
-        g_weight(ROWS), scratch(backward ? ROWS * width : 0), gm(backward ? ROWS * width : 0),
+        g_weight(ROWS), scratch(backward ? ROWS * width : 0), gm(backward ? ROWS * width : 0), geometry(ROWS * (1 + input.features)),
         own(backward ? (1 + input.features) * width + message_weights(width) + head_weights(width) : 0) {}
 
   // Messages and weights of edges [edge, edge + count), whose receivers are known.
@@ -89,14 +89,19 @@ template <typename T> class EdgeBlock {
       }
       add_row<T>(out.a + width * i, g, width);
       if (sums) {
-        axpy<T>(own.at(0), squared[r], g, width);
-        for (int f = 0; f < in.features; f++) axpy<T>(own.at((1 + f) * width), features[f], g, width);
+        T *row = geometry.data() + r * (1 + in.features);
+        row[0] = squared[r];
+        std::copy_n(features, in.features, row + 1);
       }
       if (out.edge_features)
         for (int f = 0; f < in.features; f++)
           out.edge_features[(edge + r) * in.features + f] = dot<T>(g, in.geometry_map + (1 + f) * width, width);
     }
-    if (sums) own.block_done();
+    if (sums) {
+      const int columns = (int)in.features + 1;
+      outer<T>(count, geometry.data(), columns, columns, gm.data(), width, own.at(0));
+      own.block_done();
+    }
   }
 
   const EdgeInput<T> &in;
@@ -104,7 +109,7 @@ template <typename T> class EdgeBlock {
   int64_t receivers[ROWS];
   Messages<T> messages;
   Head<T> head;
-  Buffer<T> difference, squared, divisor, g_weight, scratch, gm;
+  Buffer<T> difference, squared, divisor, g_weight, scratch, gm, geometry;
   WeightSums<T> own;
 };
 

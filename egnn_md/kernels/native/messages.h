@@ -58,7 +58,7 @@ template <typename T> class Messages {
       }
     for (int k = 0; k < all; k += L) store<T>(g + k, load<T>(g + k) * load<T>(dn_.data() + k));
     if (own) {
-      for (int r = 0; r < count; r++) add_row<T>(own->at(offset + b2), g + r * width_, width_);
+      add_column_sums<T>(count, g, width_, own->at(offset + b2));
       outer<T>(count, g, width_, width_, h_.data(), width_, own->at(offset));
     }
     product<T>(rows, g, width_, maps_.w2, width_, width_, nullptr, scratch);
@@ -76,7 +76,7 @@ template <typename T> class Head {
  public:
   Head(const HeadMaps<T> &maps, int width, int rows, bool tanh, bool slopes)
       : maps_(maps), width_(width), tanh_(tanh), slopes_(slopes), h_(rows * width), dh_(slopes ? rows * width : 0),
-        weight_(rows) {}
+        weight_(rows), g_(rows) {}
   T weight(int row) { return weight_[row]; }
 
   void forward(int count, const T *message) {
@@ -96,13 +96,14 @@ template <typename T> class Head {
     const int rows = whole_rows(count), b1 = width_ * width_;
     for (int r = 0; r < count; r++) {
       const T g = tanh_ ? g_weight[r] * (T(1) - weight_[r] * weight_[r]) : g_weight[r];
-      if (own) axpy<T>(own->at(offset + b1 + width_), g, h_.data() + r * width_, width_);
+      g_[r] = g;
       for (int k = 0; k < width_; k += L)
         store<T>(scratch + r * width_ + k, g * load<T>(maps_.last + k) * load<T>(dh_.data() + r * width_ + k));
     }
     std::memset(scratch + count * width_, 0, sizeof(T) * (rows - count) * width_);
     if (own) {
-      for (int r = 0; r < count; r++) add_row<T>(own->at(offset + b1), scratch + r * width_, width_);
+      outer<T>(count, g_.data(), 1, 1, h_.data(), width_, own->at(offset + b1 + width_));
+      add_column_sums<T>(count, scratch, width_, own->at(offset + b1));
       outer<T>(count, scratch, width_, width_, message, width_, own->at(offset));
     }
     product<T, 2>(rows, scratch, width_, maps_.w1, width_, width_, nullptr, g_message);
@@ -112,7 +113,7 @@ template <typename T> class Head {
   const HeadMaps<T> maps_;
   const int width_;
   const bool tanh_, slopes_;
-  Buffer<T> h_, dh_, weight_;
+  Buffer<T> h_, dh_, weight_, g_;
 };
 
 }  // namespace egnn

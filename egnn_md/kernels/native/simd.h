@@ -89,6 +89,22 @@ template <> inline V<float> reciprocal<float>(V<float> x) {
 #endif
 
 template <typename T> static inline V<T> sigmoid(V<T> x) { return reciprocal<T>(T(1) + exponential<T>(-x)); }
+#ifdef __AVX512F__
+// The same with the instructions that AVX-512 has for it; activations are a third of a layer's time. 2^r on
+// [-1/2, 1/2] by interpolation at Chebyshev's points, relative error 3e-9. A NaN passes the minimum as its second operand.
+template <> inline V<float> sigmoid<float>(V<float> x) {
+  const __m512 z = _mm512_min_ps(_mm512_set1_ps(126.0f), (__m512)(x * -1.44269504088896340736f));
+  const __m512 n = _mm512_roundscale_ps(z, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const V<float> r = (V<float>)(z - n);
+  V<float> power = r * 1.54614447e-4f + 1.34004282e-3f;
+  power = power * r + 9.61805668e-3f;
+  power = power * r + 5.55032723e-2f;
+  power = power * r + 2.40226509e-1f;
+  power = power * r + 6.93147207e-1f;
+  power = power * r + 1.0f;
+  return reciprocal<float>(1.0f + (V<float>)_mm512_scalef_ps((__m512)power, n));
+}
+#endif
 template <typename T> static inline T sigmoid_of(T x) { return T(1) / (T(1) + std::exp(-x)); }
 
 // value = silu(x) in place; with a slope array also its derivative s (1 + x (1 - s)).
@@ -209,6 +225,17 @@ template <typename T> static inline void add_row(T *y, const T *a, int width) {
   for (int k = 0; k < width; k += Simd<T>::LANES) add_to<T>(y + k, load<T>(a + k));
 }
 
+// out (width) += sum of the rows: the gradient of a bias
+template <typename T> static inline void add_column_sums(int rows, const T *values, int width, T *out) {
+  constexpr int L = Simd<T>::LANES;
+  for (int k = 0; k < width; k += TILE * L) {
+    const int vectors = (width - k) / L < TILE ? (width - k) / L : TILE;
+    V<T> total[TILE] = {};
+    for (int r = 0; r < rows; r++)
+      for (int v = 0; v < vectors; v++) total[v] += load<T>(values + r * width + k + v * L);
+    for (int v = 0; v < vectors; v++) add_to<T>(out + k + v * L, total[v]);
+  }
+}
 // As add_row, for any count.
 template <typename T> static inline void add_numbers(T *y, const T *a, int count) {
 #pragma omp simd

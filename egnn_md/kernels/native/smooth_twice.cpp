@@ -177,8 +177,7 @@ template <typename T> class SmoothTwiceBlock {
       outer<T>(count, x_t.data(), inputs, basis, b_f.data(), width, own.at(filter_at));
       outer<T>(count, a_m.data(), width, width, h.data(), width, own.at(message_at));
       outer<T>(count, b_m.data(), width, width, h_t.data(), width, own.at(message_at));
-      for (int r = 0; r < count; r++)
-        add_row<T>(own.at(message_at + (int64_t)width * width), a_m.data() + r * width, width);
+      add_column_sums<T>(count, a_m.data(), width, own.at(message_at + (int64_t)width * width));
     }
     product<T>(rows, a_m.data(), width, in.message.w2, width, width, nullptr, a_h.data());
     product<T>(rows, b_m.data(), width, in.message.w2, width, width, nullptr, b_h.data());

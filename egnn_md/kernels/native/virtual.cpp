@@ -115,10 +115,12 @@ template <typename T> class VirtualBlock {
         add_row<T>(out.a + width * i, g, width);
         double *sum = sums.data() + node * width;
         for (int k = 0; k < width; k++) sum[k] += g[k];
-        if (weights) axpy<T>(own.at(0), distance[r], g, width);
       }
     }
-    if (weights) own.block_done();
+    if (weights) {
+      outer<T>(filled, distance.data(), 1, 1, gm.data(), width, own.at(0));
+      own.block_done();
+    }
   }
 
   const VirtualInput<T> &in;
