@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,10 @@ from egnn_md.training.propagator_build import build_propagator, load_propagator_
 from egnn_md.training.propagator_config import PropagatorTrainConfig
 from egnn_md.training.propagator_loss import unrolled_loss
 from egnn_md.training.train_propagator import PropagatorModule
+from egnn_md_benchmarks.timing import choose_clock, interleaved
 
 REFERENCE = "egnn"
+KINDS = ("forward", "step", "edges")
 
 
 class _Candidate:
@@ -94,20 +95,10 @@ def measure_speed(contents: dict[str, dict[str, Any]], base: dict[str, Any], rep
             shape = json.dumps([content.get("model", {}), content.get("loss", {}).get("mmd", 0) > 0], sort_keys=True)
             shape_of[name] = distinct.setdefault(shape, name)
         candidates = {name: _Candidate(contents[name]) for name in sorted(set(distinct.values()))}
-        processor = first.device == "cpu" and torch.get_num_threads() == 1
-        clock = time.process_time if processor else time.perf_counter
-        times: dict[str, dict[str, list[float]]]
-        times = {name: {kind: [] for kind in ("forward", "step", "edges")} for name in candidates}
-        for number in range(repeats + 1):
-            for name, candidate in candidates.items():
-                for kind, lists in times[name].items():
-                    _wait(first.device)
-                    start = clock()
-                    getattr(candidate, kind)()
-                    _wait(first.device)
-                    if number:
-                        lists.append(clock() - start)
-    medians = {name: {kind: statistics.median(v) for kind, v in lists.items()} for name, lists in times.items()}
+        clock = choose_clock(first.device)
+        calls = {(name, kind): getattr(one, kind) for name, one in candidates.items() for kind in KINDS}
+        times = interleaved(calls, repeats, device=first.device, clock=clock)
+    medians = {name: {kind: statistics.median(times[name, kind]) for kind in KINDS} for name in candidates}
     reference = medians[shape_of[REFERENCE]]
     out: dict[str, dict[str, Any]] = {}
     for name, like in shape_of.items():
@@ -118,11 +109,6 @@ def measure_speed(contents: dict[str, dict[str, Any]], base: dict[str, Any], rep
             "step_ratio": own["step"] / reference["step"],
             "num_edges": candidates[like].batch.num_edges,
             "batch_size": candidates[like].config.batch_size,
-            "clock": "processor time, one thread" if processor else f"wall time, {torch.get_num_threads()} threads",
+            "clock": clock.name,
         }
     return out
-
-
-def _wait(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()

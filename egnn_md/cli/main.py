@@ -1,13 +1,21 @@
-"""The ``egnn-md`` command. Every subcommand is a file of its own beside this one."""
+"""The ``egnn-md`` command. Every subcommand is a file of its own beside this one, or a plug-in.
+
+An entry point of the group ``egnn_md.commands`` names a function ``register(app: typer.Typer)`` that adds a subcommand
+under the entry point's name. One that cannot be loaded raises the reason when it is called, and only then.
+"""
 
 from __future__ import annotations
 
 import sys
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, NoReturn
 
 import typer
 
 from egnn_md.cli import check, doctor, evaluate, generate, info, label, md, report, rollout, train
-from egnn_md.errors import EgnnMdError
+from egnn_md.errors import ConfigError, EgnnMdError, MissingDependencyError
+
+COMMAND_GROUP = "egnn_md.commands"
 
 app = typer.Typer(
     name="egnn-md",
@@ -17,6 +25,25 @@ app = typer.Typer(
 )
 for _module in (generate, label, train, info, check, md, rollout, evaluate, report, doctor):
     _module.register(app)
+
+
+def register_plugin(app: typer.Typer, point: EntryPoint) -> None:
+    """Add the subcommand of a plug-in to ``app``; a stand-in that raises the reason if it cannot be loaded."""
+    try:
+        point.load()(app)
+    except Exception as error:  # a plug-in may fail in any way; it must not take the others along
+        kind = MissingDependencyError if isinstance(error, ImportError) else ConfigError
+        reason = kind(f"the subcommand {point.name!r} ({point.value}) cannot be loaded: {error}")
+
+        def fail(_: typer.Context) -> NoReturn:
+            raise reason
+
+        settings: dict[str, Any] = {"ignore_unknown_options": True, "allow_extra_args": True}
+        app.command(point.name, help="Unavailable.", context_settings=settings)(fail)
+
+
+for _point in sorted(entry_points(group=COMMAND_GROUP)):
+    register_plugin(app, _point)
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ ROOTS = {
     "egnn_md_ase": "plugins/egnn_md_ase",
     "egnn_md_openmm": "plugins/egnn_md_openmm",
     "egnn_md_systems": "systems",
+    "egnn_md_benchmarks": "benchmarks",
 }
 WEIGHTS = sorted((ROOT / "systems").glob("*/weights/*.safetensors"))
 
