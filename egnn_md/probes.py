@@ -116,6 +116,29 @@ done(cuda=torch.version.cuda, gpus=names, threads=torch.get_num_threads(),
         core=True,
     ),
     Probe(
+        "kernels",
+        "fused kernels (CPU)",
+        """
+stage("compiling")
+import copy, torch
+from pathlib import Path
+from egnn_md.kernels import accelerate
+from egnn_md.kernels.native.build import find_compiler, library
+library()
+stage("comparing with the plain path")
+from egnn_md.nn.fast_egnn import FastEGNN, FastEGNNConfig
+network = FastEGNN(FastEGNNConfig(node_features=1)).double()
+edges = torch.tensor([[0, 0, 1, 2], [1, 2, 0, 0]])
+inputs = torch.ones(3, 1).double(), torch.randn(3, 3).double(), torch.randn(3, 3).double(), edges, torch.zeros(3).long()
+with torch.no_grad():
+    plain, fused = network(*inputs)[0], accelerate(copy.deepcopy(network), "fused")(*inputs)[0]
+assert float((plain - fused).abs().max()) < 1e-11, "the compiled kernels are wrong; use EGNN_MD_KERNELS=plain"
+done(note="compiled by " + Path(find_compiler()).name)
+""",
+        ("torch",),
+        install="a C++ compiler (on Debian: apt-get install g++)",
+    ),
+    Probe(
         "eager",
         "models in Python",
         _ARGON
