@@ -1,4 +1,4 @@
-"""Both devices' kernels take the operators' arguments alike: Triton's (in its interpreter) against the compiled ones."""
+"""Both devices' kernels take the operators' arguments alike: Triton's (in its interpreter) and the compiled ones."""
 
 from __future__ import annotations
 

@@ -193,23 +193,22 @@ static inline void tile_outer(int rows, const T *left, int left_width, const T *
     for (int v = 0; v < NV; v++) store<T>(out + r * width + v * L, total[r][v]);
 }
 
+template <typename T, int R>
+static inline void rows_outer(int rows, const T *left, int left_width, const T *right, int width, T *out) {
+  for (int column = 0; column < width;) {
+    const int vectors = (width - column) / Simd<T>::LANES >= TILE ? TILE : 1;
+    if (vectors == TILE) tile_outer<T, TILE, R>(rows, left, left_width, right + column, width, out + column);
+    else tile_outer<T, 1, R>(rows, left, left_width, right + column, width, out + column);
+    column += vectors * Simd<T>::LANES;
+  }
+}
+
 template <typename T>
 static inline void outer(int rows, const T *left, int left_width, int depth, const T *right, int width, T *out) {
-  constexpr int L = Simd<T>::LANES;
-  for (int k = 0; k < depth;) {
-    const int step = depth - k >= 4 ? 4 : 1;
-    for (int column = 0; column < width;) {
-      const int vectors = (width - column) / L >= TILE ? TILE : 1;
-      const T *x = left + k, *y = right + column;
-      T *o = out + k * width + column;
-      if (step == 4 && vectors == TILE) tile_outer<T, TILE, 4>(rows, x, left_width, y, width, o);
-      else if (step == 4) tile_outer<T, 1, 4>(rows, x, left_width, y, width, o);
-      else if (vectors == TILE) tile_outer<T, TILE, 1>(rows, x, left_width, y, width, o);
-      else tile_outer<T, 1, 1>(rows, x, left_width, y, width, o);
-      column += vectors * L;
-    }
-    k += step;
-  }
+  int k = 0;
+  for (; depth - k >= 6; k += 6) rows_outer<T, 6>(rows, left + k, left_width, right, width, out + k * width);
+  for (; depth - k >= 4; k += 4) rows_outer<T, 4>(rows, left + k, left_width, right, width, out + k * width);
+  for (; k < depth; k++) rows_outer<T, 1>(rows, left + k, left_width, right, width, out + k * width);
 }
 
 template <typename T> static inline T dot(const T *a, const T *b, int width) {
