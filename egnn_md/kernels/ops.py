@@ -20,6 +20,7 @@ from egnn_md.kernels import native_calls, second
 from egnn_md.nn.gradients import weights_wanted
 
 NAMESPACE = "egnn_md"
+_library = torch.library.Library(NAMESPACE, "DEF")
 WEIGHTS = 5  # variables from this place on are weights, in every function
 Tensors = Sequence[Tensor | None]
 
@@ -84,8 +85,8 @@ def _register(fused: Fused) -> None:
     count, many = len(fused.variables), fused.outputs
 
     def forward(*args: Any) -> tuple[Tensor, ...]:
-        kernel = getattr(_kernels(_device(args)), f"{fused.name}_forward")
-        found: tuple[Tensor, ...] = kernel(args[:count], *args[count:])
+        kernels = _kernels(_device(args))
+        found: tuple[Tensor, ...] = getattr(kernels, f"{fused.name}_forward")(args[:count], *args[count:])
         return found
 
     def backward(*args: Any) -> list[Tensor]:
@@ -94,26 +95,20 @@ def _register(fused: Fused) -> None:
         found = getattr(kernels, f"{fused.name}_backward")(gradients, rest[:count], *rest[count:], needs)
         return _given(found, needs)
 
-    output = "(" + ", ".join(["Tensor"] * many) + ")"
-    first = torch.library.custom_op(
-        f"{NAMESPACE}::{fused.name}", forward, mutates_args=(), schema=f"({fused.arguments()}) -> {output}"
-    )
-    derived = torch.library.custom_op(
-        f"{NAMESPACE}::{fused.name}_backward",
-        backward,
-        mutates_args=(),
-        schema=f"({fused.gradients()}, {fused.arguments()}, bool[] needs) -> Tensor[]",
-    )
-    @first.register_fake
+    first = _define(fused.name, f"({fused.arguments()}) -> (" + ", ".join(["Tensor"] * many) + ")", forward)
+    schema = f"({fused.gradients()}, {fused.arguments()}, bool[] needs) -> Tensor[]"
+    derived = _define(f"{fused.name}_backward", schema, backward)
+
+    @torch.library.register_fake(f"{NAMESPACE}::{fused.name}")
     def _(*args: Any) -> tuple[Tensor, ...]:
         return fused.shapes(*args)
 
-    @derived.register_fake
+    @torch.library.register_fake(f"{NAMESPACE}::{fused.name}_backward")
     def _(*args: Any) -> list[Tensor]:
         variables, needs = args[many : many + count], args[-1]
         return [torch.empty_like(v) for v, need in zip(variables, needs, strict=True) if need and v is not None]
 
-    def keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    def keep(ctx: Any, inputs: tuple[Any, ...]) -> None:
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*(value for value in inputs if isinstance(value, Tensor)))
         ctx.others = [None if isinstance(value, Tensor) else (value,) for value in inputs]
@@ -137,7 +132,7 @@ def _register(fused: Fused) -> None:
         found = derived(*filled, *args, wanted)
         return (*spread(found, wanted), *(None for _ in fused.constants))
 
-    def derived_backward(ctx: Any, cotangents: Sequence[Tensor | None]) -> tuple[Any, ...]:
+    def derived_backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
         if torch.is_grad_enabled():
             raise NotImplementedError(f"{fused.name} has derivatives up to the second; a third needs the plain path")
         args = kept(ctx)
@@ -153,8 +148,39 @@ def _register(fused: Fused) -> None:
         given = [value if want else None for value, want in zip(found, wanted, strict=True)]
         return (*given, *(None for _ in fused.constants), None)
 
-    first.register_autograd(first_backward, setup_context=keep)
-    derived.register_autograd(derived_backward, setup_context=keep)
+    _differentiate(fused.name, first, keep, first_backward)
+    _differentiate(f"{fused.name}_backward", derived, keep, derived_backward)
+
+
+def _define(name: str, schema: str, kernel: Callable[..., Any]) -> Any:
+    """An operator with one implementation for every device, which finds the device's kernel itself."""
+    _library.define(name + schema)
+    for key in ("CPU", "CUDA"):
+        _library.impl(name, kernel, key)
+    return getattr(getattr(torch.ops, NAMESPACE), name).default
+
+
+def _differentiate(
+    name: str, operator: Any, keep: Callable[..., None], backward: Callable[..., tuple[Any, ...]]
+) -> None:
+    """Give an operator a gradient. ``torch.library.custom_op`` would do it at ten times the cost of a call."""
+
+    def forward(ctx: Any, *args: Any) -> tuple[Tensor, ...]:
+        keep(ctx, args)
+        return tuple(operator(*args))  # gradients are off here: see below
+
+    function: Any = type(
+        name, (torch.autograd.Function,), {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    )
+
+    def differentiable(*args: Any) -> Any:
+        if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
+            found = function.apply(*args)
+            return list(found) if name.endswith("_backward") else found
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator(*args)
+
+    _library.impl(name, differentiable, "Autograd")
 
 
 def _edge_shapes(positions: Tensor, shifts: Tensor | None, a: Tensor, *_: Any) -> tuple[Tensor, ...]:
