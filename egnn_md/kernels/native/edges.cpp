@@ -151,7 +151,8 @@ static void edge_backward(const EdgeInput<T> &in, const T *g_step, const T *g_po
                           int threads) {
   const int width = (int)in.width;
   const std::vector<int64_t> starts = panels(in.row_start, in.nodes);
-  Buffer<T> g_joined(longest_panel(in.row_start, starts) * width), g_difference(longest_panel(in.row_start, starts) * 3);
+  const int64_t longest = longest_panel(in.row_start, starts);
+  Buffer<T> g_joined(longest * width, false), g_difference(longest * 3, false);
   over_panels(
       in.row_start, in.senders, starts, threads, [&] { return std::make_unique<EdgeBlock<T>>(in, true); },
       [&](EdgeBlock<T> &block, int64_t edge, int count, int64_t place) {

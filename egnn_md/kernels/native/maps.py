@@ -38,6 +38,7 @@ class WeightGradients:
         self.sums = torch.zeros(size, dtype=torch.float64)
         self.hidden, self.width, self.dtype = hidden, width, dtype
         self.place = 0
+        self._rounded: Tensor | None = None
 
     @staticmethod
     def message_size(width: int) -> int:
@@ -49,22 +50,25 @@ class WeightGradients:
         """Numbers that a head's maps take."""
         return width * width + 2 * width
 
+    def _next(self, count: int) -> Tensor:
+        if self._rounded is None:  # once for all: the parts are views
+            self._rounded = self.sums.to(self.dtype)
+        self.place += count
+        return self._rounded[self.place - count : self.place]
+
     def take(self, count: int) -> Tensor:
         """(count, F): rows of a map."""
-        block = self.sums[self.place : self.place + count * self.width].reshape(count, self.width)
-        self.place += count * self.width
-        return block[:, : self.hidden].to(self.dtype, copy=True)
+        block = self._next(count * self.width).reshape(count, self.width)
+        return block if self.width == self.hidden else block[:, : self.hidden].contiguous()
 
     def take_square(self) -> Tensor:
         """(F, F)."""
-        return self.take(self.width)[: self.hidden].contiguous()
+        return self.take(self.width)[: self.hidden]
 
     def take_message(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Of w2 (F, F), b2 (F,), gate_w (F,), gate_b (1,)."""
         w2, b2, gate_w = self.take_square(), self.take(1)[0], self.take(1)[0]
-        gate_b = self.sums[self.place : self.place + 1].to(self.dtype, copy=True)
-        self.place += LANES
-        return w2, b2, gate_w, gate_b
+        return w2, b2, gate_w, self._next(LANES)[:1]
 
     def take_head(self) -> tuple[Tensor, Tensor, Tensor]:
         """Of a head's first map (F, F), its bias (F,) and its last map (F,)."""

@@ -16,17 +16,19 @@
 
 namespace egnn {
 
-constexpr int64_t PANEL = 16384;  // edges between two exchanges; its gradients fit into the shared cache
+// Edges between two exchanges; their gradients fit into the caches. Not a matter of the number of threads: what a
+// particle gets as a receiver and as a sender is added in turns of a panel.
+constexpr int64_t PANEL = 4096;
 constexpr int CHUNKS = 8;         // parts a thread takes in turn where the order does not matter
 
-// Zeroed memory on a cache line's boundary.
+// Memory on a cache line's boundary, zeroed unless it is overwritten anyway.
 template <typename T> class Buffer {
  public:
-  explicit Buffer(int64_t count) : count_(count) {
+  explicit Buffer(int64_t count, bool zeroed = true) : count_(count) {
     const size_t bytes = (std::max<int64_t>(count, 1) * sizeof(T) + 127) / 64 * 64;
     data_ = static_cast<T *>(std::aligned_alloc(64, bytes));
     if (!data_) throw std::bad_alloc();
-    std::memset(static_cast<void *>(data_), 0, bytes);
+    if (zeroed) std::memset(static_cast<void *>(data_), 0, bytes);
   }
   Buffer(const Buffer &) = delete;
   Buffer &operator=(const Buffer &) = delete;
@@ -75,6 +77,10 @@ static inline int64_t cut(const int64_t *row_start, int64_t first, int64_t last,
   return std::lower_bound(row_start + first, row_start + last, wanted) - row_start;
 }
 
+static inline int team(int threads, int64_t edges) {
+  return (int)std::max<int64_t>(1, std::min<int64_t>(threads, edges / (2 * ROWS)));
+}
+
 // Receivers at which panels of about PANEL edges begin, the last entry is `nodes`.
 static inline std::vector<int64_t> panels(const int64_t *row_start, int64_t nodes) {
   std::vector<int64_t> starts{0};
@@ -113,9 +119,6 @@ static inline void receivers_of(const int64_t *row_start, int64_t edge, int coun
 // Eight neighbouring senders share an owner: a cache line of their positions, and neighbours spread over threads.
 static inline bool owns(int64_t sender, int thread, int threads) { return (sender >> 3) % threads == thread; }
 
-static inline int team(int threads, int64_t edges) {
-  return (int)std::max<int64_t>(1, std::min<int64_t>(threads, edges / (2 * ROWS)));
-}
 
 // A backward pass over edges, panel by panel: `run(block, edge, count, place)` handles edges of one thread's receivers
 // and leaves what belongs to their senders in the panel, `give(edge, sender, place)` adds it there; `place` counts from

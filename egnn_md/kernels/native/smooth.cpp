@@ -172,7 +172,7 @@ static void smooth_backward(const SmoothInput<T> &in, const T *g_step, const T *
   const int width = (int)in.width, sent = 3 * (int)in.vectors;
   const std::vector<int64_t> starts = panels(in.row_start, in.nodes);
   const int64_t longest = longest_panel(in.row_start, starts);
-  Buffer<T> g_joined(longest * width), g_sent(longest * sent);
+  Buffer<T> g_joined(longest * width, false), g_sent(longest * sent, false);
   over_panels(
       in.row_start, in.senders, starts, threads, [&] { return std::make_unique<SmoothBlock<T>>(in, true); },
       [&](SmoothBlock<T> &block, int64_t edge, int count, int64_t place) {

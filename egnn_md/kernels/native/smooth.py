@@ -75,10 +75,10 @@ class _Smooth:
         """Those of radial_map, geometry_map, w2, b2, filter_map, vector_map."""
         inputs = sums.take(self.inputs)
         w2, b2, _, _ = sums.take_message()
-        geometry = None if self.first else inputs[self.basis : self.depth].clone()
+        geometry = None if self.first else inputs[self.basis : self.depth]
         filters, directions = sums.take(self.basis), sums.take(self.weights)
         count = self.channels if self.first else 2 * self.channels
-        return [inputs[: self.basis].clone(), geometry, w2, b2, filters, directions[:count].clone()]
+        return [inputs[: self.basis], geometry, w2, b2, filters, directions[:count]]
 
 
 def smooth_forward(tensors: Sequence[Tensor | None], row_start: Tensor, senders: Tensor) -> tuple[Tensor, Tensor]:

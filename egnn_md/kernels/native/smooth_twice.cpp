@@ -236,7 +236,7 @@ static void smooth_twice(const SmoothInput<T> &in, const SmoothTangent<T> &along
   const int width = (int)in.width, sent = 3 * (int)in.vectors;
   const std::vector<int64_t> starts = panels(in.row_start, in.nodes);
   const int64_t longest = longest_panel(in.row_start, starts);
-  Buffer<T> g_joined(longest * width), g_sent(longest * sent);
+  Buffer<T> g_joined(longest * width, false), g_sent(longest * sent, false);
   over_panels(
       in.row_start, in.senders, starts, threads, [&] { return std::make_unique<SmoothTwiceBlock<T>>(in, along); },
       [&](SmoothTwiceBlock<T> &block, int64_t edge, int count, int64_t place) {
