@@ -7,7 +7,8 @@ from typing import Optional
 
 import torch
 from torch import Tensor
-from vesin_torch import NeighborList
+
+from egnn_md.export.pairs import SkinPairs
 
 
 def whole_cells(x: Tensor, cell: Tensor) -> Tensor:
@@ -39,6 +40,7 @@ class _Exported(torch.nn.Module):
         length: Å in one length unit of the engine.
         energy: energy units of the engine in one eV.
         dtype: floating type that the potential computes in.
+        skin: Å, of the neighbour list; negative for one that is found by itself.
     """
 
     atoms: Tensor
@@ -56,10 +58,11 @@ class _Exported(torch.nn.Module):
         length: float,
         energy: float,
         dtype: torch.dtype,
+        skin: float,
     ) -> None:
         super().__init__()
         self.potential = potential
-        self.neighbors = NeighborList(cutoff=float(potential.cutoff), full_list=True, sorted=True)  # type: ignore[arg-type]
+        self.neighbors = SkinPairs(float(potential.cutoff), skin, dtype)  # type: ignore[arg-type]
         self.dtype = dtype
         self.length = length
         self.energy = energy
@@ -81,12 +84,14 @@ class _Exported(torch.nn.Module):
                 f"egnn_md: this artefact was exported for {self.particles} particles, positions must be "
                 f"({self.particles}, 3) and not {positions.shape}"
             )
-        finite = torch.isfinite(positions.detach().index_select(0, self.atoms)).all(dim=1)
-        if not bool(finite.all()):
-            particle = int(self.atoms[int((~finite).nonzero()[0, 0])])
-            point = positions[particle]
-            x, y, z = float(point[0]), float(point[1]), float(point[2])
-            return f"egnn_md: the position of atom {particle} is not finite: [{x}, {y}, {z}]"
+        # one number tells that all are finite; a sum that is not says nothing yet
+        if not bool(torch.isfinite(positions.detach().sum())):
+            finite = torch.isfinite(positions.detach().index_select(0, self.atoms)).all(dim=1)
+            if not bool(finite.all()):
+                particle = int(self.atoms[int((~finite).nonzero()[0, 0])])
+                point = positions[particle]
+                x, y, z = float(point[0]), float(point[1]), float(point[2])
+                return f"egnn_md: the position of atom {particle} is not finite: [{x}, {y}, {z}]"
         if not bool(torch.linalg.det(cell.to(torch.float64)).abs() > 0.0):
             return "egnn_md: the box spans no volume or is not finite"
         return ""
@@ -99,16 +104,20 @@ class _Exported(torch.nn.Module):
             x = x.index_select(0, self.atoms)
         return x
 
-    def total(self, positions: Tensor, cell: Tensor, repeat: bool) -> Tensor:
-        """Scalar float64, engine's energy unit, from positions (M, 3) and cell (3, 3), Å."""
-        x = positions.to(self.dtype)
-        box = cell.to(self.dtype)
-        found = self.neighbors.compute(x.detach(), box, repeat, "PS")
-        # vesin: pair = x[second] - x[first] + S·cell, sorted by first. Ours is receiver minus sender with
-        # the first one receiving, so the shift changes its sign.
-        edge_index = found[0].to(torch.int64).t().contiguous()
-        shifts = -(found[1].to(self.dtype) @ box)
-        energies = self.potential(x, self.species, edge_index, shifts, self.batch, self.periodic)
+    def total(self, x: Tensor, near: Tensor, cell: Tensor, home: Tensor, repeat: bool) -> Tensor:
+        """Scalar float64, engine's energy unit.
+
+        Args:
+            x: (M, 3) continuous positions, Å, float64.
+            near: (M, 3) the same near the origin: ``x - home @ cell``, up to one translation of all.
+            cell: (3, 3), Å, float64.
+            home: (M, 3) whole numbers.
+            repeat: whether there are periodic images.
+        """
+        edge_index, shifts = self.neighbors(x.detach(), cell, home, repeat)
+        energies = self.potential(
+            near.to(self.dtype), self.species, edge_index, shifts, self.batch, self.periodic
+        )
         return energies.to(torch.float64).sum() * self.energy
 
 
@@ -122,7 +131,7 @@ class ExportedOpen(_Exported):
             raise RuntimeError(problem)
         x = self.select(positions)
         cell = torch.zeros([3, 3], dtype=torch.float64, device=x.device)
-        return self.total(x - far_origin(x), cell, False)
+        return self.total(x, x - far_origin(x), cell, torch.zeros_like(x.detach()), False)
 
 
 class ExportedPeriodic(_Exported):
@@ -135,4 +144,5 @@ class ExportedPeriodic(_Exported):
             raise RuntimeError(problem)
         x = self.select(positions)
         cell = boxvectors.detach().to(torch.float64) * self.length
-        return self.total(x - whole_cells(x, cell) @ cell, cell, True)
+        home = whole_cells(x, cell)
+        return self.total(x, x - home @ cell, cell, home, True)

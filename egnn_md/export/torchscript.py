@@ -30,6 +30,7 @@ from egnn_md.export.module import ExportedOpen, ExportedPeriodic
 from egnn_md.export.verify import TOLERANCES, verify
 from egnn_md.kernels import accelerate, accelerated
 from egnn_md.models import Potential
+from egnn_md.neighbors.verlet import check_skin
 from egnn_md.units import energy_in_ev, length_in_angstrom
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -176,6 +177,7 @@ def export_torchscript(
     atoms: Sequence[int] | None = None,
     name: str | None = None,
     kernels: str = "plain",
+    skin: float | str = "auto",
 ) -> ArtefactInfo:
     """Write ``model`` as TorchScript for one system: species, neighbour list and units baked in.
 
@@ -198,13 +200,15 @@ def export_torchscript(
         kernels: ``plain`` gives a program of PyTorch's own operators (and the neighbour list's); ``fused`` calls the
             operators of :mod:`egnn_md.kernels`, several times faster, and runs only where egnn_md is imported
             first; ``auto`` is ``fused`` where this machine has them.
+        skin: Å; the module keeps its neighbour list until motion has used this up. ``auto`` finds the cheapest while
+            the system moves. Energies do not depend on it.
 
     Returns:
         What was written into ``egnn_md.json``.
 
     Raises:
         ExportError: the model cannot be scripted, or scripted and eager disagree on random structures.
-        InputError: unknown unit or dtype, empty or impossible ``numbers`` or ``atoms``.
+        InputError: unknown unit or dtype, an impossible skin, empty or impossible ``numbers`` or ``atoms``.
         UnknownElementError: an element that the model was not trained on.
         ModelFileError: the file cannot be written.
     """
@@ -227,6 +231,7 @@ def export_torchscript(
             length,
             energy,
             dtype,
+            check_skin(skin),
         ).eval()
     )
     card = getattr(model, "card", None)

@@ -15,7 +15,6 @@ from egnn_md.models.base import Potential
 from egnn_md.nn.gradients import without_weights
 from egnn_md.nn.segment import segment_sum
 
-
 #: The last species that passed: a weak reference to the tensor, its version, and the elements it was compared with.
 _passed: tuple[Any, int, tuple[int, ...]] = (lambda: None, 0, ())
 

@@ -16,9 +16,11 @@ from torch import Tensor
 
 from egnn_md.errors import InputError, MissingDependencyError
 from egnn_md.graph import check_cell
+from egnn_md.neighbors.skin import both_ways, sort_order
 
 Pairs = tuple[Tensor, Tensor]
 MAXIMUM_BRUTE_PAIRS = 200_000_000
+THREADED_POINTS = 20_000  # from here on vesin uses threads
 
 
 def _brute(positions: Tensor, cell: Tensor, pbc: Tensor, cutoff: float) -> Pairs:
@@ -54,7 +56,7 @@ def _brute(positions: Tensor, cell: Tensor, pbc: Tensor, cutoff: float) -> Pairs
         receivers.append(receiver)
         senders.append(sender)
         shifts.append(image.expand(len(receiver), 3))
-    return torch.stack([torch.cat(receivers), torch.cat(senders)]), torch.cat(shifts)
+    return sort_pairs(torch.stack([torch.cat(receivers), torch.cat(senders)]), torch.cat(shifts))
 
 
 def _completed_cell(cell: Tensor, pbc: Tensor) -> Tensor:
@@ -75,16 +77,22 @@ def _completed_cell(cell: Tensor, pbc: Tensor) -> Tensor:
 def _vesin(positions: Tensor, cell: Tensor, pbc: Tensor, cutoff: float) -> Pairs:
     from vesin_torch import NeighborList
 
-    calculator = NeighborList(cutoff=cutoff, full_list=True, sorted=False)
     # vesin computes in double precision and wants the tensors detached on one device
     points = positions.detach().double()
     box = cell.detach().double()
-    first, second, shifts = calculator.compute(
-        points, box, pbc.to(points.device) if bool(pbc.any()) else False, "ijS"
-    )
+    periodic: Tensor | bool = pbc.to(points.device) if bool(pbc.any()) else False
+    if points.device.type == "cpu":
+        # half the pairs take two thirds of the time; threads of its own would fight with torch's over few cores
+        threads = 1 if len(points) < THREADED_POINTS else 0
+        finder = NeighborList(cutoff=cutoff, full_list=False, sorted=False, n_threads=threads)
+        half, half_steps = finder.compute(points, box, periodic, "PS")
+        edge_index, steps = both_ways(half, half_steps)
+        return edge_index, steps.to(positions.dtype)
+    calculator = NeighborList(cutoff=cutoff, full_list=True, sorted=False)
+    first, second, shifts = calculator.compute(points, box, periodic, "ijS")
     # vesin's pair is x[second] - x[first] + S·cell with first = centre; ours is the opposite difference
     edge_index = torch.stack([first.long(), second.long()])
-    return edge_index, -shifts.to(positions.dtype)
+    return sort_pairs(edge_index, -shifts.to(positions.dtype))
 
 
 def _torch_cluster(positions: Tensor, cell: Tensor, pbc: Tensor, cutoff: float) -> Pairs:
@@ -105,7 +113,7 @@ def _torch_cluster(positions: Tensor, cell: Tensor, pbc: Tensor, cutoff: float) 
     edges = radius_graph(
         points, cutoff * (1 + 1e-12), loop=False, max_num_neighbors=max(len(points), 1), flow="target_to_source"
     )
-    return edges, torch.zeros(edges.shape[1], 3, dtype=positions.dtype, device=positions.device)
+    return sort_pairs(edges, torch.zeros(edges.shape[1], 3, dtype=positions.dtype, device=positions.device))
 
 
 _BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor, float], Pairs]] = {
@@ -126,13 +134,7 @@ def available_backends() -> list[str]:
 
 def sort_pairs(edge_index: Tensor, cell_shifts: Tensor) -> Pairs:
     """Order by receiver, then sender, then shift, so that every backend gives the same sums."""
-    if edge_index.shape[1] == 0:
-        return edge_index, cell_shifts
-    order = torch.arange(edge_index.shape[1], device=edge_index.device)
-    # stable sorts from the last key to the first; lattice steps are zero almost everywhere in big cells
-    keys = [*cell_shifts.unbind(1)[::-1], edge_index[1], edge_index[0]]
-    for key in keys:
-        order = order[torch.sort(key[order], stable=True).indices]
+    order = sort_order(edge_index[0], edge_index[1], cell_shifts)
     return edge_index[:, order], cell_shifts[order]
 
 
@@ -188,4 +190,4 @@ def neighbor_list(
             torch.zeros(0, 3, dtype=points.dtype, device=points.device),
         )
     lattice = torch.where(periodic[:, None], lattice, torch.zeros_like(lattice))
-    return sort_pairs(*_BACKENDS[backend](points, lattice, periodic, float(cutoff)))
+    return _BACKENDS[backend](points, lattice, periodic, float(cutoff))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,12 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 from egnn_md.checkpoint import load_model
 from egnn_md.errors import InputError, SimulationError
-from egnn_md.graph import ParticleGraph, check_structure
+from egnn_md.graph import COINCIDENT, ParticleGraph, check_cell, check_structure
+from egnn_md.kernels import accelerate
 from egnn_md.models.base import Potential
 from egnn_md.models.evaluate import check_elements, evaluate
 from egnn_md.neighbors import VerletList, VerletStatistics, neighbor_list
+from egnn_md.neighbors.verlet import check_skin
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 _FURTHEST = 1e8  # Å; so far from the origin even float64 knows positions to 1e-8 Å only
@@ -42,8 +43,10 @@ class FastEGNNCalculator(Calculator):
         device: ``cpu``, ``cuda``, ``cuda:1``...
         dtype: ``float32`` (fast) or ``float64`` (phonons, tight relaxation). Positions are wrapped in float64
             before they are rounded, so atoms that diffused far keep their precision.
-        skin: Å; the neighbour list is made for the cutoff plus this, and again when motion has used it up.
+        skin: Å; the neighbour list is made for the cutoff plus this, and again when motion has used it up. ``auto``
+            finds the cheapest while the atoms move (``neighbor_statistics.skin``). Results do not depend on it.
         backend: of the neighbour list; see :func:`egnn_md.neighbors.neighbor_list`.
+        kernels: ``auto``, ``fused`` or ``plain``; see :func:`egnn_md.kernels.accelerate`.
 
     Raises:
         InputError: a device that is not there, an unknown dtype or backend, a negative skin, a network that
@@ -63,23 +66,26 @@ class FastEGNNCalculator(Calculator):
         *,
         device: str | torch.device = "cpu",
         dtype: str | torch.dtype = "float32",
-        skin: float = 0.5,
+        skin: float | str = "auto",
         backend: str = "vesin",
+        kernels: str = "auto",
     ) -> None:
         super().__init__()
         self.dtype = _dtype(dtype)
         self.device = _device(device)
-        if not (math.isfinite(skin) and skin >= 0):
-            raise InputError(f"the skin must be a finite length of at least 0 Å, not {skin}")
+        check_skin(skin)
         # an unknown or missing backend speaks up now, not at the first step
         neighbor_list(np.zeros((1, 3)), np.zeros((3, 3)), np.zeros(3, dtype=bool), 1.0, backend=backend)
-        self.model = _potential(model, self.device, self.dtype)
+        self.model = accelerate(_potential(model, self.device, self.dtype), kernels)
         name = str(model) if isinstance(model, (str, Path)) else type(model).__name__
         self.parameters.update(
             model=name, device=str(self.device), dtype=str(self.dtype).removeprefix("torch."),
-            skin=float(skin), backend=backend,
+            skin=skin if skin == "auto" else float(skin), backend=backend, kernels=kernels,
         )  # fmt: skip
-        self._neighbors = VerletList(self.model.cutoff, float(skin), backend)
+        self._neighbors = VerletList(self.model.cutoff, skin, backend, dtype=self.dtype)
+        self._frame = Frame()
+        self._numbers = np.zeros(0, dtype=int)
+        self._species = self._batch = torch.zeros(0, dtype=torch.long, device=self.device)
         self._wanted: set[str] = set()
 
     @property
@@ -186,53 +192,83 @@ class FastEGNNCalculator(Calculator):
         # np.array copies: ASE moves its arrays in place. The list lives on the CPU, where every backend
         # knows every cell; it is made again every few dozen steps only.
         positions = torch.from_numpy(np.array(atoms.positions, dtype=np.float64))
-        pbc = torch.from_numpy(np.array(atoms.pbc, dtype=bool))
-        cell = torch.from_numpy(np.array(atoms.cell.array, dtype=np.float64))
-        cell = torch.where(pbc[:, None], cell, torch.zeros_like(cell))
-        species = torch.from_numpy(np.array(atoms.numbers, dtype=np.int64))
-        check_elements(self.model, species)
-        check_structure(positions, cell, pbc)
+        self._set_species(atoms.numbers)
         furthest = float(positions.abs().max())
-        if furthest > _FURTHEST:
+        if not furthest <= _FURTHEST:
+            check_structure(positions, torch.zeros(3, 3), torch.zeros(3, dtype=torch.bool))
             raise InputError(f"an atom is {furthest:.1e} Å from the origin; something went wrong before this")
+        frame = self._frame
+        frame.take(atoms.cell.array, atoms.pbc)
+        home = frame.home(positions)
         try:
-            edge_index, cell_shifts = self._neighbors.update(positions, cell, pbc)
-            wrapped, cell_shifts = _wrap(positions, cell, pbc, edge_index, cell_shifts)
-            pairs = wrapped[edge_index[0]] - wrapped[edge_index[1]] + cell_shifts @ cell
-            check_structure(positions, cell, pbc, edge_index, pairs)
+            edge_index, cell_shifts = self._neighbors.update(positions, frame.cell, frame.pbc, home)
+            if self._neighbors.nearest() < COINCIDENT:
+                places = positions if home is None else positions - home @ frame.cell
+                pairs = places[edge_index[0]] - places[edge_index[1]] + cell_shifts.double() @ frame.cell
+                check_structure(positions, frame.cell, frame.pbc, edge_index, pairs)
         except InputError:
             self._neighbors.reset()
             raise
-        graph = ParticleGraph(
-            positions=wrapped,
-            species=species,
-            edge_index=edge_index,
-            cell_shifts=cell_shifts,
-            cell=cell[None],
-            pbc=pbc[None],
-            batch=torch.zeros_like(species),
+        if home is not None:
+            positions = positions - home @ frame.cell
+        device, dtype = self.device, self.dtype
+        return ParticleGraph(
+            positions=(positions - positions.mean(dim=0)).to(device, dtype),
+            species=self._species,
+            edge_index=edge_index.to(device),
+            cell_shifts=cell_shifts.to(device),
+            cell=frame.cell[None].to(device, dtype),
+            pbc=frame.pbc[None].to(device),
+            batch=self._batch,
         )
-        return graph.to(device=self.device, dtype=self.dtype)
+
+    def _set_species(self, numbers: np.ndarray) -> None:
+        """The atomic numbers on the device, checked; the same tensor as long as they stay the same."""
+        if np.array_equal(numbers, self._numbers) and len(self._species) == len(numbers):
+            return
+        self._numbers = np.zeros(0, dtype=int)  # an unknown element is refused at every call
+        species = torch.from_numpy(np.array(numbers, dtype=np.int64))
+        check_elements(self.model, species)
+        self._species = species.to(self.device)
+        self._batch = torch.zeros_like(self._species)
+        self._numbers = np.array(numbers)
 
 
-def _wrap(
-    positions: torch.Tensor,
-    cell: torch.Tensor,
-    pbc: torch.Tensor,
-    edge_index: torch.Tensor,
-    cell_shifts: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Positions near the origin and the shifts that keep every pair vector as it was.
+class Frame:
+    """A cell with what follows from it, worked out again only where it changes.
 
-    float32 holds 7 digits: an atom at 1,000 Å, where unwrapped diffusion takes it, would be known to 1e-4 Å.
-    Lattice translations of single atoms and one translation of all of them change no energy.
+    float32 holds 7 digits: an atom at 1,000 Å, where unwrapped diffusion takes it, would be known to 1e-4 Å. So the
+    model gets positions near the origin; lattice translations of single atoms and one translation of all of them
+    change no energy.
     """
-    if bool(pbc.any()):
+
+    def __init__(self) -> None:
+        self._given: tuple[bytes, bytes] = (b"", b"")
+        self.cell = torch.zeros(3, 3, dtype=torch.float64)
+        self.pbc = torch.zeros(3, dtype=torch.bool)
+        self._inverse = self.cell
+
+    def take(self, cell: np.ndarray, pbc: np.ndarray) -> None:
+        """Cell (3, 3), Å, and flags (3,) of now. Raises InputError for a cell that is flat or not finite."""
+        given = (cell.tobytes(), pbc.tobytes())
+        if given == self._given:
+            return
+        flags = torch.from_numpy(np.array(pbc, dtype=bool))
+        box = torch.from_numpy(np.array(cell, dtype=np.float64))
+        box = torch.where(flags[:, None], box, torch.zeros_like(box))
+        check_cell(box, flags)
+        self.cell, self.pbc, self._given = box, flags, given
         # rows of open directions are zero; pinv then solves for the periodic components only
-        steps = torch.floor(positions @ torch.linalg.pinv(cell)) * pbc
-        positions = positions - steps @ cell
-        cell_shifts = cell_shifts + steps[edge_index[0]] - steps[edge_index[1]]
-    return positions - positions.mean(dim=0), cell_shifts
+        self._inverse = torch.linalg.pinv(box)
+
+    def home(self, positions: torch.Tensor) -> torch.Tensor | None:
+        """(N, 3) whole numbers: the lattice vectors to take off atoms more than half a cell outside; None if open.
+
+        An atom at the boundary stays where it is, so that its crossings change nothing.
+        """
+        if not bool(self.pbc.any()):
+            return None
+        return torch.trunc(positions @ self._inverse - 0.5) * self.pbc
 
 
 def _plain(tensor: torch.Tensor) -> np.ndarray:
@@ -240,14 +276,15 @@ def _plain(tensor: torch.Tensor) -> np.ndarray:
 
 
 def _refuse_nan(values: np.ndarray, what: str, unit: str, atoms: Atoms) -> None:
+    if np.isfinite(values).all():
+        return
     finite = np.isfinite(values).reshape(len(atoms), -1).all(axis=1)
-    if not finite.all():
-        bad = int(np.flatnonzero(~finite)[0])
-        symbol, place = chemical_symbols[atoms.numbers[bad]], np.round(atoms.positions[bad], 3).tolist()
-        raise SimulationError(
-            f"the model gave atom {bad} ({symbol}) at {place} Å the {what} {values[bad].tolist()} {unit}, "
-            "which is not finite; go back to the last good frame and take a shorter timestep, or relax first"
-        )
+    bad = int(np.flatnonzero(~finite)[0])
+    symbol, place = chemical_symbols[atoms.numbers[bad]], np.round(atoms.positions[bad], 3).tolist()
+    raise SimulationError(
+        f"the model gave atom {bad} ({symbol}) at {place} Å the {what} {values[bad].tolist()} {unit}, "
+        "which is not finite; go back to the last good frame and take a shorter timestep, or relax first"
+    )
 
 
 def _dtype(dtype: str | torch.dtype) -> torch.dtype:

@@ -20,7 +20,7 @@ def import_openmm() -> ModuleType:
 
 
 def import_openmmtorch() -> ModuleType:
-    """The ``openmmtorch`` module, with the neighbour list's TorchScript class registered.
+    """The ``openmmtorch`` module, with the neighbour list's TorchScript class and the fused operators registered.
 
     Raises:
         MissingDependencyError: it is missing, or was built for another PyTorch or CUDA.
@@ -39,6 +39,7 @@ def import_openmmtorch() -> ModuleType:
     finally:
         root.removeFilter(_not_about_simtk)
     importlib.import_module("vesin_torch")
+    importlib.import_module("egnn_md.kernels.ops")
     return module
 
 

@@ -74,6 +74,8 @@ def model_from_bytes(stored: dict[str, Any], dtype: torch.dtype) -> Potential:
     """The inverse of :func:`model_to_bytes`, in evaluation mode with frozen parameters."""
     model: Potential
     if stored["form"] == "torchscript":
+        import egnn_md.kernels.ops  # noqa: F401 - registers operators that the module may call
+
         with quiet_torchscript():
             module = torch.jit.load(io.BytesIO(stored["content"]), map_location="cpu")
         model = ScriptedPotential(module, stored["cutoff"], stored["elements"], long_range=stored["long_range"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from egnn_md.errors import InputError, SimulationError
 from egnn_md.export.module import far_origin, whole_cells
 from egnn_md.export.torchscript import DTYPES, resolve_dtype
 from egnn_md.graph import ParticleGraph
+from egnn_md.kernels import accelerate
 from egnn_md.models import Potential, evaluate
 from egnn_md.neighbors import VerletList
 from egnn_md.units import KJ_PER_MOL_PER_EV, length_in_angstrom
@@ -38,7 +40,8 @@ class PotentialCallback:
         periodic: read the box of the state at every call.
         device: where the model computes.
         dtype: floating type of the model.
-        skin: of the Verlet list, Å.
+        skin: of the Verlet list, Å, or ``auto`` (``neighbors.statistics.skin`` tells what was found).
+        kernels: ``auto``, ``fused`` or ``plain``; see :func:`egnn_md.kernels.accelerate`.
     """
 
     def __init__(
@@ -50,21 +53,25 @@ class PotentialCallback:
         periodic: bool = False,
         device: str | torch.device = "cpu",
         dtype: torch.dtype | str = torch.float32,
-        skin: float = 0.5,
+        skin: float | str = "auto",
+        kernels: str = "auto",
     ) -> None:
         self.dtype = resolve_dtype(dtype)
         self.device = _usable(device)
-        self.model = model.to(self.device)
+        self.kernels = kernels
+        self.model = accelerate(model.to(self.device), kernels)
         self.numbers = [int(z) for z in numbers]
         self.atoms = None if atoms is None else [int(i) for i in atoms]
         self.periodic = bool(periodic)
-        self.neighbors = VerletList(model.cutoff, skin)
+        self.neighbors = VerletList(model.cutoff, skin, dtype=self.dtype)
         self.calls = 0
         self.last_error: Exception | None = None
         self._stored: dict[str, Any] | None = None
         self._species = torch.tensor(self.numbers, device=self.device)
         self._pbc = torch.full((3,), self.periodic, device=self.device)
         self._batch = torch.zeros_like(self._species)
+        self._cell = torch.zeros(3, 3, dtype=torch.float64, device=self.device)
+        self._box = np.zeros((3, 3))  # Å, what ``_cell`` was made of
 
     def __reduce__(self) -> tuple[Callable[..., PotentialCallback], tuple[Any, ...]]:
         if self._stored is None:
@@ -74,7 +81,8 @@ class PotentialCallback:
             "periodic": self.periodic,
             "device": str(self.device),
             "dtype": str(self.dtype).removeprefix("torch."),
-            "skin": self.neighbors.skin,
+            "skin": "auto" if self.neighbors.tuned else self.neighbors.skin,
+            "kernels": self.kernels,
         }
         return _restore, (self._stored, self.numbers, options)
 
@@ -104,41 +112,51 @@ class PotentialCallback:
         chosen = positions if self.atoms is None else positions[self.atoms]
         if len(chosen) != len(self.numbers):
             raise InputError(f"the potential was made for {len(self.numbers)} atoms, not {len(chosen)}")
-        x = torch.tensor(chosen, dtype=torch.float64, device=self.device) * ANGSTROM_PER_NM
+        # a multiplication copies: OpenMM's array is its own
+        x = torch.from_numpy(chosen * ANGSTROM_PER_NM).to(self.device, torch.float64)
         self._refuse_broken(x, "position", "Å")
-        cell = torch.zeros(3, 3, dtype=torch.float64, device=self.device)
-        if box is not None:
-            cell = torch.tensor(np.asarray(box), dtype=torch.float64, device=self.device) * ANGSTROM_PER_NM
-        result = evaluate(self.model, self._graph(x, cell))
+        result = evaluate(self.model, self._graph(x, self._take_box(box)))
         energy, forces = float(result["energy"]), result["forces"].double()
         self._refuse_broken(forces, "force", "eV/Å")
         if not np.isfinite(energy):
             raise SimulationError(f"the potential energy is {energy} eV although every force is finite")
-        scattered = np.zeros(positions.shape)
         found = forces.cpu().numpy() * (KJ_PER_MOL_PER_EV * ANGSTROM_PER_NM)
-        scattered[slice(None) if self.atoms is None else self.atoms] = found
+        if self.atoms is None:
+            return energy * KJ_PER_MOL_PER_EV, found
+        scattered = np.zeros(positions.shape)
+        scattered[self.atoms] = found
         return energy * KJ_PER_MOL_PER_EV, scattered
+
+    def _take_box(self, box: np.ndarray | None) -> Tensor:
+        """(3, 3) float64, Å, on the device; the same tensor until the box (nm) changes."""
+        given = np.zeros((3, 3)) if box is None else np.asarray(box) * ANGSTROM_PER_NM
+        if not np.array_equal(given, self._box):
+            self._box, self._cell = given, torch.from_numpy(given).to(self.device, torch.float64)
+        return self._cell
 
     def _graph(self, x: Tensor, cell: Tensor) -> ParticleGraph:
         """The list is kept on continuous positions; the model gets them near the origin (float32)."""
-        edge_index, steps = self.neighbors.update(x, cell, self._pbc)
         if self.periodic:
             home = whole_cells(x, cell)
+            edge_index, steps = self.neighbors.update(x, cell, self._pbc, home)
             x = x - home @ cell
-            steps = steps + home[edge_index[0]] - home[edge_index[1]]
         else:
+            edge_index, steps = self.neighbors.update(x, cell, self._pbc)
             x = x - far_origin(x)
         return ParticleGraph(
             positions=x.to(self.dtype),
             species=self._species,
             edge_index=edge_index,
-            cell_shifts=steps.to(self.dtype),
+            cell_shifts=steps,
             cell=cell.to(self.dtype)[None],
             pbc=self._pbc[None],
             batch=self._batch,
         )
 
     def _refuse_broken(self, values: Tensor, what: str, unit: str) -> None:
+        # a sum that is finite has finite terms; a sum that is not may have run over
+        if math.isfinite(float(values.sum())):
+            return
         finite = torch.isfinite(values).all(dim=1)
         if bool(finite.all()):
             return

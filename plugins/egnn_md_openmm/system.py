@@ -84,7 +84,7 @@ def add_potential(
     periodic: bool | None = None,
     dtype: str | torch.dtype | None = None,
     device: str = "cpu",
-    skin: float = 0.5,
+    skin: float | str = "auto",
 ) -> openmm.Force:
     """Add a potential to an OpenMM system as one force.
 
@@ -103,7 +103,8 @@ def add_potential(
         periodic: None follows the topology (or the system); False ignores a box.
         dtype: ``float32`` (default) or ``float64``; an artefact has its own.
         device: of the ``python`` implementation; a TorchForce computes where its platform does.
-        skin: of the ``python`` implementation's Verlet list, Å.
+        skin: of the neighbour list, Å: it is made for the cutoff plus this, and again when motion has used it up.
+            ``auto`` finds the cheapest while the system moves. Results do not depend on it. An artefact has its own.
 
     Returns:
         The added force, owned by the system. A PythonForce's callback is its attribute ``callback``.
@@ -153,7 +154,7 @@ def _torch_force(
     *,
     dtype: str | torch.dtype,
     device: str,
-    skin: float,
+    skin: float | str,
 ) -> openmm.Force:
     openmmtorch = import_openmmtorch()
     from egnn_md.export import export_torchscript, load_module
@@ -177,6 +178,8 @@ def _torch_force(
             periodic=periodic,
             dtype=dtype,
             atoms=atoms,
+            kernels="auto",
+            skin=skin,
         )
         return wrap(path)
 
@@ -189,7 +192,7 @@ def _python_force(
     *,
     dtype: str | torch.dtype,
     device: str,
-    skin: float,
+    skin: float | str,
 ) -> openmm.Force:
     force_class = python_force_class()
     from egnn_md.export import load_module
@@ -221,7 +224,7 @@ def create_system(
     periodic: bool | None = None,
     dtype: str | torch.dtype | None = None,
     device: str = "cpu",
-    skin: float = 0.5,
+    skin: float | str = "auto",
     force_group: int = 0,
     constraints: Iterable[tuple[int, int, Any]] = (),
     remove_cm_motion: bool = True,

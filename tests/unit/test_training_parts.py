@@ -14,9 +14,9 @@ from training_cases import argon, tiny
 from egnn_md.data.structures import graph_from_atoms
 from egnn_md.errors import InputError
 from egnn_md.graph import ParticleGraph
+from egnn_md.kernels.fast_silu import FastSiLU, use_fast_silu
 from egnn_md.models import FastEGNNPotential, LennardJones, PotentialConfig, evaluate
 from egnn_md.training.config import LossSection
-from egnn_md.kernels.fast_silu import FastSiLU, use_fast_silu
 from egnn_md.training.logs import CsvLog, read_csv
 from egnn_md.training.loss import potential_loss
 from egnn_md.training.metrics import measure_errors
