@@ -9,6 +9,7 @@ from typing import List, Optional  # noqa: UP035 - TorchScript reads types from 
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from egnn_md.kernels import ops
@@ -115,11 +116,22 @@ class FusedFastEGNNLayer(FastEGNNLayer):
         if not torch.jit.is_scripting():
             if recomputes(aggregated[0]):
                 return self._recomputed_update(aggregated)
-        return self.node_mlp(torch.cat(aggregated, 1))
+        return self.joined_update(aggregated)
+
+    def joined_update(self, aggregated: List[Tensor]) -> Tensor:  # noqa: UP006
+        """φ_h without joining its inputs (N, ...): their parts of the first map are added up in place."""
+        first = self.node_mlp[0]
+        done = aggregated[0].shape[1]
+        hidden = functional.linear(aggregated[0], first.weight[:, :done], first.bias)
+        for part in aggregated[1:]:
+            width = part.shape[1]
+            hidden.addmm_(part, first.weight[:, done : done + width].t())
+            done += width
+        return self.node_mlp[2](self.node_mlp[1](hidden))
 
     @torch.jit.unused
     def _recomputed_update(self, aggregated: List[Tensor]) -> Tensor:  # noqa: UP006
-        return checkpoint(lambda *parts: self.node_mlp(torch.cat(parts, 1)), *aggregated, use_reentrant=False)
+        return checkpoint(lambda *parts: self.joined_update(list(parts)), *aggregated, use_reentrant=False)
 
 
 class FusedVirtualNodes(VirtualNodes):
