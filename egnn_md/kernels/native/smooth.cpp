@@ -3,19 +3,21 @@
 
 namespace egnn {
 
-template <typename T> class SmoothBlock {
+// K is FIXED where that is not zero: loops over a number that the compiler knows are a single instruction.
+template <typename T, int FIXED> class SmoothBlock {
  public:
   SmoothBlock(const SmoothInput<T> &input, bool backward)
       : in(input), width((int)input.width), basis((int)input.basis), vectors((int)input.vectors),
-        inputs((int)input.inputs), outputs((int)input.weights), messages(input.message, width, ROWS, backward),
+        inputs((int)input.inputs), radials((int)input.radials), outputs((int)input.weights), messages(input.message, width, ROWS, backward),
         x(ROWS * inputs), f(ROWS * width), m(ROWS * width), w(ROWS * outputs), g_w(backward ? ROWS * outputs : 0),
         g_f(backward ? ROWS * width : 0), g_n(backward ? ROWS * width : 0), g_x(backward ? ROWS * inputs : 0),
+        g_r(backward ? ROWS * input.radials : 0),
         scratch(backward ? ROWS * width : 0),
         own(backward ? smooth_weights(width, inputs, basis, outputs) : 0) {}
 
   // Messages and weights of edges [edge, edge + count), whose receivers are known.
   void forward(int64_t edge, int count) {
-    const int rows = whole_rows(count), K = vectors;
+    const int rows = whole_rows(count), K = FIXED ? FIXED : vectors;
     for (int r = 0; r < count; r++) {
       const int64_t i = receivers[r], j = in.senders[edge + r];
       T *row = x.data() + r * inputs;
@@ -49,7 +51,7 @@ template <typename T> class SmoothBlock {
   void backward(int64_t edge, int count, const T *g_step, const T *g_pooled, const SmoothGradient<T> &out, T *g_joined,
                 T *g_sent) {
     constexpr int L = Simd<T>::LANES;
-    const int rows = whole_rows(count), K = vectors;
+    const int rows = whole_rows(count), K = FIXED ? FIXED : vectors;
     WeightSums<T> *sums = out.weights ? &own : nullptr;
     for (int r = 0; r < count; r++) {
       const int64_t i = receivers[r], j = in.senders[edge + r];
@@ -97,11 +99,12 @@ template <typename T> class SmoothBlock {
       outer<T>(count, x.data(), inputs, basis, g_f.data(), width, own.at(filter_at));
     }
     product<T>(rows, g_n.data(), width, in.input_map_t, width, inputs, nullptr, g_x.data());
-    product<T, 2>(rows, g_f.data(), width, in.filter_t, width, inputs, nullptr, g_x.data());
+    product<T>(rows, g_f.data(), width, in.filter_t, width, radials, nullptr, g_r.data());
     for (int r = 0; r < count; r++) {
       const int64_t i = receivers[r], j = in.senders[edge + r];
       const T *g = g_x.data() + r * inputs;
-      std::memcpy(out.radial + (edge + r) * basis, g, sizeof(T) * basis);
+      const T *by_filter = g_r.data() + r * radials;
+      for (int k = 0; k < basis; k++) out.radial[(edge + r) * basis + k] = g[k] + by_filter[k];
       add_row<T>(out.a + width * i, g_n.data() + r * width, width);
       if (in.first) continue;
       const T *received = g + basis, *sent = received + K, *both = sent + K;
@@ -122,18 +125,18 @@ template <typename T> class SmoothBlock {
   }
 
   const SmoothInput<T> &in;
-  const int width, basis, vectors, inputs, outputs;
+  const int width, basis, vectors, inputs, radials, outputs;
   int64_t receivers[ROWS];
   Messages<T> messages;
-  Buffer<T> x, f, m, w, g_w, g_f, g_n, g_x, scratch;
+  Buffer<T> x, f, m, w, g_w, g_f, g_n, g_x, g_r, scratch;
   WeightSums<T> own;
 };
 
-template <typename T> static void smooth_forward(const SmoothInput<T> &in, T *step, T *pooled, int threads) {
-  const int width = (int)in.width, K = (int)in.vectors, parts = CHUNKS * team(threads, in.edges);
+template <typename T, int FIXED> static void smooth_forward(const SmoothInput<T> &in, T *step, T *pooled, int threads) {
+  const int width = (int)in.width, K = FIXED ? FIXED : (int)in.vectors, parts = CHUNKS * team(threads, in.edges);
 #pragma omp parallel num_threads(team(threads, in.edges))
   {
-    SmoothBlock<T> block(in, false);
+    SmoothBlock<T, FIXED> block(in, false);
 #pragma omp for schedule(dynamic, 1)
     for (int part = 0; part < parts; part++) {
       const int64_t first = cut(in.row_start, 0, in.nodes, part, parts);
@@ -166,16 +169,16 @@ template <typename T> static void smooth_forward(const SmoothInput<T> &in, T *st
   }
 }
 
-template <typename T>
+template <typename T, int FIXED>
 static void smooth_backward(const SmoothInput<T> &in, const T *g_step, const T *g_pooled, const SmoothGradient<T> &out,
                             int threads) {
-  const int width = (int)in.width, sent = 3 * (int)in.vectors;
+  const int width = (int)in.width, sent = 3 * (FIXED ? FIXED : (int)in.vectors);
   const std::vector<int64_t> starts = panels(in.row_start, in.nodes);
   const int64_t longest = longest_panel(in.row_start, starts);
   Buffer<T> g_joined(longest * width, false), g_sent(longest * sent, false);
   over_panels(
-      in.row_start, in.senders, starts, threads, [&] { return std::make_unique<SmoothBlock<T>>(in, true); },
-      [&](SmoothBlock<T> &block, int64_t edge, int count, int64_t place) {
+      in.row_start, in.senders, starts, threads, [&] { return std::make_unique<SmoothBlock<T, FIXED>>(in, true); },
+      [&](SmoothBlock<T, FIXED> &block, int64_t edge, int count, int64_t place) {
         block.forward(edge, count);
         block.backward(edge, count, g_step, g_pooled, out, g_joined.data() + place * width, g_sent.data() + place * sent);
       },
@@ -183,7 +186,7 @@ static void smooth_backward(const SmoothInput<T> &in, const T *g_step, const T *
         add_row<T>(out.b + width * j, g_joined.data() + place * width, width);
         if (!in.first) add_numbers<T>(out.node_vectors + sent * j, g_sent.data() + place * sent, sent);
       },
-      [&](SmoothBlock<T> &block) {
+      [&](SmoothBlock<T, FIXED> &block) {
         if (out.weights) block.own.add_to(out.weights);
       });
 }
@@ -192,11 +195,13 @@ static void smooth_backward(const SmoothInput<T> &in, const T *g_step, const T *
 
 #define EGNN_SMOOTH(NAME, T)                                                                                         \
   extern "C" void egnn_smooth_forward_##NAME(const egnn::SmoothInput<T> *in, T *step, T *pooled, int64_t threads) {  \
-    egnn::smooth_forward<T>(*in, step, pooled, (int)threads);                                                        \
+    const auto run = in->vectors == 8 ? egnn::smooth_forward<T, 8> : egnn::smooth_forward<T, 0>;                         \
+    run(*in, step, pooled, (int)threads);                                                        \
   }                                                                                                                  \
   extern "C" void egnn_smooth_backward_##NAME(const egnn::SmoothInput<T> *in, const T *g_step, const T *g_pooled,    \
                                               const egnn::SmoothGradient<T> *out, int64_t threads) {                 \
-    egnn::smooth_backward<T>(*in, g_step, g_pooled, *out, (int)threads);                                             \
+    const auto run = in->vectors == 8 ? egnn::smooth_backward<T, 8> : egnn::smooth_backward<T, 0>;                       \
+    run(*in, g_step, g_pooled, *out, (int)threads);                                             \
   }
 EGNN_SMOOTH(float32, float)
 EGNN_SMOOTH(float64, double)

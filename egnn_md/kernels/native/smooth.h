@@ -5,13 +5,14 @@
 namespace egnn {
 
 template <typename T> struct SmoothInput {
-  // `inputs` is the padded number of radial functions and geometry together, `weights` of the vectors' weights
-  int64_t nodes, edges, width, basis, vectors, first, inputs, weights;
+  // padded numbers: `inputs` of radial functions and geometry together, `radials` of the former alone, `weights` of the
+  // vectors' weights
+  int64_t nodes, edges, width, basis, vectors, first, inputs, radials, weights;
   const int64_t *row_start, *senders;
   const T *unit, *radial, *a, *b, *node_vectors;
   const T *input_map, *input_map_t;                 // (inputs, width): radial functions, then geometry
   MessageMaps<T> message;
-  const T *filter, *filter_t;                       // (basis, width), (width, inputs)
+  const T *filter, *filter_t;                       // (basis, width), (width, radials)
   const T *vector_map, *vector_map_t;               // (weights, width), (width, weights)
 };
 

@@ -16,7 +16,7 @@ from egnn_md.kernels.optional import there
 
 _Input = structure(
     "SmoothInput",
-    ("nodes", "edges", "width", "basis", "vectors", "first", "inputs", "weights"),
+    ("nodes", "edges", "width", "basis", "vectors", "first", "inputs", "radials", "weights"),
     ("row_start", "senders", "unit", "radial", "a", "b", "node_vectors", "input_map", "input_map_t",
      *MESSAGE_FIELDS, "filter", "filter_t", "vector_map", "vector_map_t"),
 )  # fmt: skip
@@ -58,12 +58,12 @@ class _Smooth:
             input_map.t().contiguous(),
             *message_maps(w2, b2, None, None, self.width),
             filters,
-            pad(filters.t(), (0, self.inputs - self.basis)).contiguous(),
+            pad(filters.t(), (0, padded(self.basis) - self.basis)).contiguous(),
             directions,
             directions.t().contiguous(),
         )
-        numbers = (self.nodes, senders.shape[0], self.width, self.basis, self.channels)
-        self.input = _Input(*numbers, int(self.first), self.inputs, self.weights, *addresses(self.kept))
+        counts = (self.nodes, senders.shape[0], self.width, self.basis, self.channels, int(self.first))
+        self.input = _Input(*counts, self.inputs, padded(self.basis), self.weights, *addresses(self.kept))
 
 
     def weight_gradients(self) -> WeightGradients:

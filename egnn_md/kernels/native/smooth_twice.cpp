@@ -23,16 +23,16 @@ template <typename T> struct SmoothSecond {
   double *weights;
 };
 
-template <typename T> class SmoothTwiceBlock {
+template <typename T, int FIXED> class SmoothTwiceBlock {
  public:
   SmoothTwiceBlock(const SmoothInput<T> &input, const SmoothTangent<T> &tangent)
-      : in(input), along(tangent), width((int)input.width), basis((int)input.basis), K((int)input.vectors),
-        inputs((int)input.inputs), outputs((int)input.weights), x(ROWS * inputs), x_t(ROWS * inputs), h(ROWS * width),
+      : in(input), along(tangent), width((int)input.width), basis((int)input.basis), vectors((int)input.vectors),
+        inputs((int)input.inputs), radials((int)input.radials), outputs((int)input.weights), x(ROWS * inputs), x_t(ROWS * inputs), h(ROWS * width),
         h1(ROWS * width), h2(ROWS * width), p_t(ROWS * width), h_t(ROWS * width), n(ROWS * width), n1(ROWS * width),
         n2(ROWS * width), z_t(ROWS * width), n_t(ROWS * width), f(ROWS * width), f_t(ROWS * width), m(ROWS * width),
         m_t(ROWS * width), w(ROWS * outputs), w_t(ROWS * outputs), a_w(ROWS * outputs), b_w(ROWS * outputs),
         a_m(ROWS * width), b_m(ROWS * width), a_f(ROWS * width), b_f(ROWS * width), a_h(ROWS * width),
-        b_h(ROWS * width), a_x(ROWS * inputs), b_x(ROWS * inputs),
+        b_h(ROWS * width), a_x(ROWS * inputs), a_r(ROWS * input.radials), b_x(ROWS * inputs),
         own(smooth_weights(width, inputs, basis, outputs)) {}
 
   // `g_joined` (count, width) and `g_sent` (count, 3 K) go to the panel.
@@ -53,10 +53,11 @@ template <typename T> class SmoothTwiceBlock {
 
  private:
   static constexpr int L = Simd<T>::LANES;
-  int depth() const { return basis + (in.first ? 0 : 3 * K); }
+  int depth() const { return basis + (in.first ? 0 : 3 * vectors); }
 
   // û·V and V·V' of values, and their tangents; the joined parts of the particles.
   void gather(int64_t edge, int count) {
+    const int K = FIXED ? FIXED : vectors;
     for (int r = 0; r < count; r++) {
       const int64_t i = receivers[r], j = in.senders[edge + r];
       T *row = x.data() + r * inputs, *row_t = x_t.data() + r * inputs;
@@ -113,6 +114,7 @@ template <typename T> class SmoothTwiceBlock {
 
   // The gradient by g is the tangent of the outputs; adjoints of w, and what û and V_j have of the step.
   void outward(int64_t edge, int count, const T *g_step, const T *g_pooled, const SmoothSecond<T> &out, T *g_sent) {
+    const int K = FIXED ? FIXED : vectors;
     for (int r = 0; r < count; r++) {
       const int64_t i = receivers[r], j = in.senders[edge + r];
       const T *g = g_step + 3 * K * i, *u = in.unit + 3 * (edge + r), *u_t = along.unit + 3 * (edge + r);
@@ -154,7 +156,7 @@ template <typename T> class SmoothTwiceBlock {
 
   // From w back to the inputs of the first map; a_h ends as the adjoint of what particles brought to it.
   void reverse(int count, bool weights) {
-    const int rows = whole_rows(count), all = rows * width, used = in.first ? K : 2 * K;
+    const int rows = whole_rows(count), all = rows * width, used = in.first ? vectors : 2 * vectors;
     const int64_t message_at = (int64_t)inputs * width, filter_at = message_at + message_weights(width);
     const int64_t vector_at = filter_at + basis * (int64_t)width;
     product<T>(rows, a_w.data(), outputs, in.vector_map, used, width, nullptr, a_m.data());
@@ -191,16 +193,18 @@ template <typename T> class SmoothTwiceBlock {
       outer<T>(count, x_t.data(), inputs, depth(), b_h.data(), width, own.at(0));
     }
     product<T>(rows, a_h.data(), width, in.input_map_t, width, inputs, nullptr, a_x.data());
-    product<T, 2>(rows, a_f.data(), width, in.filter_t, width, inputs, nullptr, a_x.data());
+    product<T>(rows, a_f.data(), width, in.filter_t, width, radials, nullptr, a_r.data());
     if (!in.first) product<T>(rows, b_h.data(), width, in.input_map_t, width, inputs, nullptr, b_x.data());
   }
 
   // What the geometry gives to û, V_i and V_j.
   void inward(int64_t edge, int count, const SmoothSecond<T> &out, T *g_sent) {
+    const int K = FIXED ? FIXED : vectors;
     for (int r = 0; r < count; r++) {
       const int64_t i = receivers[r], j = in.senders[edge + r];
       const T *a = a_x.data() + r * inputs, *b = b_x.data() + r * inputs;
-      std::memcpy(out.radial + (edge + r) * basis, a, sizeof(T) * basis);
+      const T *by_filter = a_r.data() + r * radials;
+      for (int k = 0; k < basis; k++) out.radial[(edge + r) * basis + k] = a[k] + by_filter[k];
       add_row<T>(out.a + width * i, a_h.data() + r * width, width);
       if (in.first) continue;
       a += basis, b += basis;
@@ -222,15 +226,15 @@ template <typename T> class SmoothTwiceBlock {
     }
   }
 
-  const int width, basis, K, inputs, outputs;
+  const int width, basis, vectors, inputs, radials, outputs;
   Buffer<T> x, x_t, h, h1, h2, p_t, h_t, n, n1, n2, z_t, n_t, f, f_t, m, m_t, w, w_t;
-  Buffer<T> a_w, b_w, a_m, b_m, a_f, b_f, a_h, b_h, a_x, b_x;
+  Buffer<T> a_w, b_w, a_m, b_m, a_f, b_f, a_h, b_h, a_x, a_r, b_x;
 
  public:
   WeightSums<T> own;
 };
 
-template <typename T>
+template <typename T, int FIXED>
 static void smooth_twice(const SmoothInput<T> &in, const SmoothTangent<T> &along, const T *g_step, const T *g_pooled,
                          const SmoothSecond<T> &out, int threads) {
   const int width = (int)in.width, sent = 3 * (int)in.vectors;
@@ -238,15 +242,15 @@ static void smooth_twice(const SmoothInput<T> &in, const SmoothTangent<T> &along
   const int64_t longest = longest_panel(in.row_start, starts);
   Buffer<T> g_joined(longest * width, false), g_sent(longest * sent, false);
   over_panels(
-      in.row_start, in.senders, starts, threads, [&] { return std::make_unique<SmoothTwiceBlock<T>>(in, along); },
-      [&](SmoothTwiceBlock<T> &block, int64_t edge, int count, int64_t place) {
+      in.row_start, in.senders, starts, threads, [&] { return std::make_unique<SmoothTwiceBlock<T, FIXED>>(in, along); },
+      [&](SmoothTwiceBlock<T, FIXED> &block, int64_t edge, int count, int64_t place) {
         block.run(edge, count, g_step, g_pooled, out, g_joined.data() + place * width, g_sent.data() + place * sent);
       },
       [&](int64_t, int64_t j, int64_t place) {
         add_row<T>(out.b + width * j, g_joined.data() + place * width, width);
         if (!in.first) add_numbers<T>(out.node_vectors + sent * j, g_sent.data() + place * sent, sent);
       },
-      [&](SmoothTwiceBlock<T> &block) {
+      [&](SmoothTwiceBlock<T, FIXED> &block) {
         if (out.weights) block.own.add_to(out.weights);
       });
 }
@@ -257,7 +261,8 @@ static void smooth_twice(const SmoothInput<T> &in, const SmoothTangent<T> &along
   extern "C" void egnn_smooth_twice_##NAME(const egnn::SmoothInput<T> *in, const egnn::SmoothTangent<T> *along,      \
                                            const T *g_step, const T *g_pooled, const egnn::SmoothSecond<T> *out,     \
                                            int64_t threads) {                                                        \
-    egnn::smooth_twice<T>(*in, *along, g_step, g_pooled, *out, (int)threads);                                        \
+    const auto run = in->vectors == 8 ? egnn::smooth_twice<T, 8> : egnn::smooth_twice<T, 0>;                            \
+    run(*in, *along, g_step, g_pooled, *out, (int)threads);                                        \
   }
 EGNN_SMOOTH_TWICE(float32, float)
 EGNN_SMOOTH_TWICE(float64, double)
