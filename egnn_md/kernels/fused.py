@@ -1,4 +1,4 @@
-# mypy: disable-error-code="union-attr, index, assignment, operator"
+# mypy: disable-error-code="union-attr, index, assignment, operator, arg-type"
 # ruff: noqa: SIM102 - TorchScript leaves out what stands under an `if` of is_scripting alone
 """Layers that call the fused operators: the same weights under the same names, other methods.
 
