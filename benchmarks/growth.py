@@ -46,7 +46,10 @@ def run(options: Options, tell: Tell = print) -> Record:
     Raises:
         InputError: sizes that are no numbers, unknown paths or quantities, sizes that were named and do not fit.
     """
+    from egnn_md.training.memory import keep_freed_memory
+
     options.check()
+    keep_freed_memory()  # as train and rollout do: page faults of huge tensors are no work of a network
     for name in options.sizes:
         if not name.isdigit():
             raise InputError(f"--sizes {name}: sizes are numbers of particles here, such as {','.join(SIZES[:3])}")

@@ -117,6 +117,9 @@ def command(
     given = {
         name: value for name, value in locals().items() if name not in ("resume", "overwrite") and value is not None
     }
+    from egnn_md.training.memory import keep_freed_memory
+
+    keep_freed_memory()
     raise typer.Exit(run(given, resume=resume, overwrite=overwrite))
 
 

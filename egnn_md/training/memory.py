@@ -11,7 +11,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 def keep_freed_memory() -> bool:
     """Tell glibc not to give freed memory back to the system between steps: page faults cost 5 to 10 %.
 
-    It changes the whole process, so only the command calls it, never the library.
+    It changes the whole process, so only commands (train, rollout) call it, never the library.
 
     Returns:
         False where the C library has no such switch.
