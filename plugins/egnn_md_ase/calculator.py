@@ -19,6 +19,7 @@ from egnn_md.errors import InputError, SimulationError
 from egnn_md.graph import COINCIDENT, ParticleGraph, check_cell, check_structure
 from egnn_md.kernels import accelerate
 from egnn_md.models.base import Potential
+from egnn_md.models.cuda_graphs import CudaGraphEvaluator
 from egnn_md.models.evaluate import check_elements, evaluate
 from egnn_md.neighbors import VerletList, VerletStatistics, neighbor_list
 from egnn_md.neighbors.verlet import check_skin
@@ -47,6 +48,8 @@ class FastEGNNCalculator(Calculator):
             finds the cheapest while the atoms move (``neighbor_statistics.skin``). Results do not depend on it.
         backend: of the neighbour list; see :func:`egnn_md.neighbors.neighbor_list`.
         kernels: ``auto``, ``fused`` or ``plain``; see :func:`egnn_md.kernels.accelerate`.
+        cuda_graphs: replay energy and forces from a captured CUDA graph. Where none can be captured a CudaGraphWarning
+            says why, once, and evaluation goes on without. Off unless asked for: it has not run on a GPU yet.
 
     Raises:
         InputError: a device that is not there, an unknown dtype or backend, a negative skin, a network that
@@ -69,6 +72,7 @@ class FastEGNNCalculator(Calculator):
         skin: float | str = "auto",
         backend: str = "vesin",
         kernels: str = "auto",
+        cuda_graphs: bool = False,
     ) -> None:
         super().__init__()
         self.dtype = _dtype(dtype)
@@ -77,10 +81,12 @@ class FastEGNNCalculator(Calculator):
         # an unknown or missing backend speaks up now, not at the first step
         neighbor_list(np.zeros((1, 3)), np.zeros((3, 3)), np.zeros(3, dtype=bool), 1.0, backend=backend)
         self.model = accelerate(_potential(model, self.device, self.dtype), kernels)
+        self._graphs = CudaGraphEvaluator(self.model) if cuda_graphs else None
         name = str(model) if isinstance(model, (str, Path)) else type(model).__name__
         self.parameters.update(
             model=name, device=str(self.device), dtype=str(self.dtype).removeprefix("torch."),
             skin=skin if skin == "auto" else float(skin), backend=backend, kernels=kernels,
+            cuda_graphs=bool(cuda_graphs),
         )  # fmt: skip
         self._neighbors = VerletList(self.model.cutoff, skin, backend, dtype=self.dtype)
         self._frame = Frame()
@@ -162,7 +168,10 @@ class FastEGNNCalculator(Calculator):
     def _evaluate(self, atoms: Atoms, stress: bool) -> dict[str, Any]:
         forces = bool(self._wanted)  # a Monte Carlo run that never asks for forces pays for none
         graph = self._graph(atoms)
-        answer = evaluate(self.model, graph, forces=forces, stress=stress)
+        if self._graphs is not None and forces and not stress:
+            answer = self._graphs(graph)
+        else:
+            answer = evaluate(self.model, graph, forces=forces, stress=stress)
         energy = float(answer["energy"][0])
         results: dict[str, Any] = {
             "energy": energy,

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import warnings
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from ase.io import Trajectory, read
 import egnn_md_ase.calculator as module
 from egnn_md import save_model
 from egnn_md.models import LennardJones
+from egnn_md.models.cuda_graphs import CudaGraphWarning
 from egnn_md.testing import random_potential, random_structure
 from egnn_md.testing.probe import ask
 from egnn_md_ase import FastEGNNCalculator
@@ -298,10 +300,25 @@ def test_says_what_it_is(tmp_path):
     assert calculator.todict() == {
         "model": str(path), "device": "cpu", "dtype": "float32", "skin": 1.0, "backend": "vesin",
         "kernels": "auto",
+        "cuda_graphs": False,
     }  # fmt: skip
     assert repr(calculator).startswith(f"FastEGNNCalculator('{path}', device='cpu', dtype='float32'")
     assert calculator.card.units["energy"] == "eV"
     assert FastEGNNCalculator(LennardJones()).card is None
+
+
+def test_cuda_graphs_that_cannot_be_had_are_told_once_and_change_nothing():
+    atoms = bulk("Ar", "fcc", a=5.3, cubic=True)
+    atoms.rattle(0.1, seed=0)
+    atoms.calc = FastEGNNCalculator(LennardJones())
+    expected = atoms.get_forces()
+    atoms.calc = FastEGNNCalculator(LennardJones(), cuda_graphs=True)
+    with pytest.warns(CudaGraphWarning, match="no CUDA graphs: they need CUDA"):
+        np.testing.assert_array_equal(atoms.get_forces(), expected)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        atoms.rattle(0.1, seed=1)
+        atoms.get_forces()
 
 
 def test_file_and_model_agree(tmp_path):
