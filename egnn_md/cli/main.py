@@ -34,6 +34,7 @@ def register_plugin(app: typer.Typer, point: EntryPoint) -> None:
     except Exception as error:  # a plug-in may fail in any way; it must not take the others along
         kind = MissingDependencyError if isinstance(error, ImportError) else ConfigError
         reason = kind(f"the subcommand {point.name!r} ({point.value}) cannot be loaded: {error}")
+        reason.__cause__ = error
 
         def fail(_: typer.Context) -> NoReturn:
             raise reason

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from egnn_md.kernels import ops
+from egnn_md.kernels import ops  # noqa: F401 - registers the operators
 from egnn_md.kernels.projected import projected
 from egnn_md.nn.fast_egnn import FastEGNNLayer
 from egnn_md.nn.smooth import SmoothFastEGNN, SmoothLayer
@@ -21,7 +21,6 @@ from egnn_md.nn.virtual_nodes import VirtualNodes
 #: From this many particles on, what belongs to a particle alone is worked out again in the backward pass instead of
 #: being kept; its share of the work is small, of the memory it is most.
 RECOMPUTE_PARTICLES = 8192
-OPERATORS = [fused.name for fused in ops.ALL]
 
 
 def recomputes(features: Tensor) -> bool:
@@ -171,7 +170,6 @@ class FusedVirtualNodes(VirtualNodes):
             batch,
             self.has_tanh,
         )
-
 
     @torch.jit.unused
     def _projected(

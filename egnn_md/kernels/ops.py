@@ -22,7 +22,6 @@ from egnn_md.nn.gradients import weights_wanted
 NAMESPACE = "egnn_md"
 _library = torch.library.Library(NAMESPACE, "DEF")
 WEIGHTS = 5  # variables from this place on are weights, in every function
-Tensors = Sequence[Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -163,7 +162,7 @@ def _define(name: str, schema: str, kernel: Callable[..., Any]) -> Any:
 def _differentiate(
     name: str, operator: Any, keep: Callable[..., None], backward: Callable[..., tuple[Any, ...]]
 ) -> None:
-    """Give an operator a gradient. ``torch.library.custom_op`` would do it at ten times the cost of a call."""
+    """Give an operator a gradient, without the wrappers of ``torch.library.custom_op`` round every call."""
 
     def forward(ctx: Any, *args: Any) -> tuple[Tensor, ...]:
         keep(ctx, args)

@@ -8,7 +8,7 @@ receivers and walks through their edges in blocks, so that
   share is the product of a 0/1 matrix (receivers, edges) with the messages, a few per cent of the work of the maps.
   Nothing is added to memory by many programs, the sums have a fixed order, and no list of receivers is read;
 - tiles are of many receivers, so that uneven degrees average out and blocks of edges are full; with few particles they
-  are of few, so that all processors have work (:func:`_receivers`).
+  are of few, so that all processors have work (:func:`receivers_of_tile`).
 
 Splitting edges evenly instead would balance better, but every message would be added to memory atomically, F numbers
 an edge, or receivers that lie across a boundary would need a second pass.
@@ -237,7 +237,7 @@ def edge_backward_kernel(grad_step, grad_pooled, positions, shifts, a, b, edge_f
         tl.store(own_vectors + (5 + FEATURES) * HIDDEN, g_gate_b)
 
 
-def _receivers(nodes: int, edges: int, rows: int, processors: int) -> int:
+def receivers_of_tile(nodes: int, edges: int, rows: int, processors: int) -> int:
     """Receivers of a tile: some 16 blocks of edges a tile (its last block is half empty), yet 4 tiles a processor."""
     receivers = 64
     while receivers > 4 and (receivers * edges > 16 * rows * nodes or nodes < 4 * processors * receivers):
@@ -304,7 +304,7 @@ def edge_forward(
               senders=senders)  # fmt: skip
     (nodes, hidden), features = a.shape, geometry_map.shape[0] - 1
     blocks = Blocks(hidden, mode, backward=False)
-    receivers = _receivers(nodes, senders.shape[0], blocks.rows, processors(a))
+    receivers = receivers_of_tile(nodes, senders.shape[0], blocks.rows, processors(a))
     step, pooled = a.new_empty((nodes, 3)), a.new_empty((nodes, hidden))
     programs = max(1, min(triton.cdiv(nodes, receivers), 4 * processors(a)))
     tensors = [positions, shifts, a, b, edge_features if features else None, geometry_map, w2, b2, gate_w, gate_b, w3,
@@ -360,7 +360,7 @@ def edge_backward(
               senders=senders, grad_step=grad_step, grad_pooled=grad_pooled)  # fmt: skip
     (nodes, hidden), features = a.shape, geometry_map.shape[0] - 1
     blocks = Blocks(hidden, mode, backward=True)
-    receivers = _receivers(nodes, senders.shape[0], blocks.rows, processors(a))
+    receivers = receivers_of_tile(nodes, senders.shape[0], blocks.rows, processors(a))
     programs = max(1, min(triton.cdiv(nodes, receivers), 2 * processors(a)))
     square, row = (hidden, hidden), (hidden,)
     sizes = [square, square, row, row, row, row, (1 + features, hidden), (1,)]

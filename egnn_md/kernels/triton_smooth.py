@@ -38,7 +38,7 @@ from egnn_md.kernels.triton_common import (
     store_square,
     store_vector,
 )
-from egnn_md.kernels.triton_edges import _receivers as receivers_of_tile
+from egnn_md.kernels.triton_edges import receivers_of_tile
 from egnn_md.kernels.triton_thin import add_thin, onto, store_thin, through
 
 #: of the vectors and of the radial functions: above, tiles of (edges, 4 K) leave no registers

@@ -159,6 +159,10 @@ class FastEGNN(nn.Module):
         if given != self.fields:
             raise InputError(f"the network has {self.fields} fields a particle, got {given}; pass fields (N, 3, K)")
         if self.needs_sorted_edges:
+            if shifts is not None:
+                shifts = shifts.expand(edge_index.shape[1], 3)  # one for all edges is no default
+            if edge_features is not None and edge_features.shape[0] != edge_index.shape[1]:
+                raise InputError(f"{edge_index.shape[1]} edges, but edge_features of {edge_features.shape[0]}")
             edge_index, shifts, edge_features = sorted_by_receiver(edge_index, shifts, edge_features)
         features = self.embedding(node_features)
         centre = segment_mean(positions, batch, num_graphs)

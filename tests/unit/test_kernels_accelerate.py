@@ -157,6 +157,47 @@ def test_smooth_network_with_forces_in_the_loss(scripted: bool, dtype: torch.dty
     _same(answers(fused), answers(network), RELATIVE[dtype])
 
 
+def _changed(**changes: object) -> dict[str, object]:
+    return {**_inputs(_network({}, torch.float64).config, torch.float64), **changes}
+
+
+@needs_compiler
+def test_what_a_kernel_would_misread_is_refused() -> None:
+    network = accelerate(_network({}, torch.float64), "fused")
+    given = _changed()
+    edges, features = given["edge_index"], given["edge_features"]
+    assert isinstance(edges, Tensor)
+    assert isinstance(features, Tensor)
+    outside = edges.clone()
+    outside[1, 7] = 40
+    with pytest.raises(InputError, match=r"has the sender 40, but there are 40 particles"):
+        network(**_changed(edge_index=outside))
+    outside[1, 7] = -1
+    with pytest.raises(InputError, match=r"has the sender -1"):
+        network(**_changed(edge_index=outside))
+    with pytest.raises(InputError, match=r"\d+ edges, but edge_features of \d+"):
+        network(**_changed(edge_features=features[:-1]))
+    with pytest.raises(InputError, match=r"geometry_map must be \(2, 20\), not \(3, 20\)"):
+        network(**_changed(edge_features=features[:, :1]))
+    with pytest.raises(InputError, match=r"is torch.float64 and positions torch.float32"):
+        network(**_changed(positions=torch.zeros(40, 3)))
+    with pytest.raises(RuntimeError):
+        network(**_changed(shifts=torch.zeros(2, 3, dtype=torch.float64)))
+
+
+@needs_compiler
+def test_whole_numbers_of_32_bits_and_one_shift_for_all_edges() -> None:
+    network = _network({}, torch.float64)
+    given = _changed(shifts=torch.tensor([[0.3, -0.2, 0.1]], dtype=torch.float64))
+    edges, batch = given["edge_index"], given["batch"]
+    assert isinstance(edges, Tensor)
+    assert isinstance(batch, Tensor)
+    expected = network(**given)
+    fused = accelerate(network, "fused")
+    for changes in ({}, {"edge_index": edges.int(), "batch": batch.int()}):
+        _same(list(fused(**{**given, **changes})), list(expected), RELATIVE[torch.float64])
+
+
 @needs_compiler
 def test_weights_and_their_names_stay_and_the_plain_path_comes_back() -> None:
     network = _network({}, torch.float32)

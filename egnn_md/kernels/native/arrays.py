@@ -42,6 +42,39 @@ def address(tensor: Tensor | None) -> int:
     return tensor.data_ptr()
 
 
+def check_alike(what: str, *expected: tuple[str, Tensor | None, tuple[int, ...]]) -> None:
+    """Refuse what a kernel would misread: it sees addresses, and neither shapes nor types.
+
+    Args:
+        what: the function, for the message.
+        expected: name, tensor (None is skipped) and shape of each; all must be of the first one's dtype, on the CPU.
+
+    Raises:
+        InputError: names the tensor.
+    """
+    dtype = next(tensor.dtype for _, tensor, _ in expected if tensor is not None)
+    for name, tensor, shape in expected:
+        if tensor is None:
+            continue
+        if tuple(tensor.shape) != shape:
+            raise InputError(f"{what}: {name} must be {shape}, not {tuple(tensor.shape)}")
+        if tensor.dtype != dtype:
+            raise InputError(f"{what}: {name} is {tensor.dtype} and {expected[0][0]} {dtype}; cast one of them")
+        if tensor.device.type != "cpu":
+            raise InputError(f"{what}: {name} is on {tensor.device}, not on the CPU")
+
+
+def check_senders(senders: Tensor, nodes: int) -> None:
+    """Refuse indices (E,) that point outside of (nodes, ...): a kernel would read foreign memory. Raises InputError."""
+    if senders.numel() == 0:
+        return
+    low, high = (int(value) for value in torch.aminmax(senders))
+    if low < 0 or high >= nodes:
+        wrong = low if low < 0 else high
+        edge = int((senders == wrong).nonzero()[0])
+        raise InputError(f"edge {edge} has the sender {wrong}, but there are {nodes} particles, counted from 0")
+
+
 def structure(name: str, whole_numbers: Sequence[str], tensors: Sequence[str]) -> type[ctypes.Structure]:
     """A C structure of int64 numbers, then of addresses."""
     fields = [(field, ctypes.c_int64) for field in whole_numbers] + [(field, ctypes.c_void_p) for field in tensors]

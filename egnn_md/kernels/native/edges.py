@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from egnn_md.kernels.native.arrays import address, call, padded, rows, structure
+from egnn_md.kernels.native.arrays import address, call, check_alike, check_senders, padded, rows, structure
 from egnn_md.kernels.native.build import library
 from egnn_md.kernels.native.maps import HEAD_FIELDS, MESSAGE_FIELDS, WeightGradients, addresses, head_maps, message_maps
 from egnn_md.kernels.optional import there
@@ -20,6 +20,9 @@ _Input = structure(
      *MESSAGE_FIELDS, *HEAD_FIELDS),
 )  # fmt: skip
 _Gradient = structure("EdgeGradient", (), ("positions", "shifts", "a", "b", "edge_features", "weights"))
+NAMES = (
+    "positions", "shifts", "a", "b", "edge_features", "geometry_map", "w2", "b2", "gate_w", "gate_b", "w3", "b3", "w4",
+)  # fmt: skip
 TENSORS = 13  # arguments before the edges themselves
 
 
@@ -38,7 +41,7 @@ class _Edges:
         self.dtype = positions.dtype
         self.kept: tuple[Tensor | None, ...] = (
             row_start.contiguous(),
-            senders.contiguous(),
+            senders.to(torch.int64).contiguous(),
             positions.contiguous(),
             None if shifts is None else shifts.contiguous(),
             rows(a, self.width),
@@ -52,11 +55,26 @@ class _Edges:
         self.input = _Input(*numbers, *addresses(self.kept))
 
 
+    def check(self, tensors: Sequence[Tensor | None], row_start: Tensor, senders: Tensor) -> None:
+        """Refuse what the kernel would misread. Raises InputError."""
+        hidden, features = self.hidden, self.features
+        shapes = (
+            (self.nodes, 3), (self.edges, 3), (self.nodes, hidden), (self.nodes, hidden), (self.edges, features),
+            (1 + features, hidden), (hidden, hidden), (hidden,), (hidden,), (1,),
+            (hidden, hidden), (hidden,), (hidden,),
+        )  # fmt: skip
+        check_alike("edge_messages", *zip(NAMES, tensors, shapes, strict=True))
+        check_alike("edge_messages", ("row_start", row_start, (self.nodes + 1,)))
+        check_alike("edge_messages", ("senders", senders, (self.edges,)))
+        check_senders(senders, self.nodes)
+
+
 def edge_forward(
     tensors: Sequence[Tensor | None], row_start: Tensor, senders: Tensor, normalize: bool, tanh: bool
 ) -> tuple[Tensor, Tensor]:
     """Step (N, 3) and mean message (N, F); edges sorted by receiver, ``row_start`` (N + 1,) where each one's begin."""
     edges = _Edges(tensors, row_start, senders, (normalize, tanh))
+    edges.check(tensors, row_start, senders)
     step = torch.empty(edges.nodes, 3, dtype=edges.dtype)
     pooled = torch.empty(edges.nodes, edges.width, dtype=edges.dtype)
     call(library(), "egnn_edge_forward", edges.dtype, edges.input, step, pooled)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from egnn_md.kernels.native.arrays import address, call, padded, rows, structure
+from egnn_md.kernels.native.arrays import address, call, check_alike, check_senders, padded, rows, structure
 from egnn_md.kernels.native.build import library
 from egnn_md.kernels.native.maps import MESSAGE_FIELDS, WeightGradients, addresses, message_maps
 from egnn_md.kernels.optional import there
@@ -23,6 +23,9 @@ _Input = structure(
 _Gradient = structure("SmoothGradient", (), ("unit", "radial", "a", "b", "node_vectors", "weights"))
 _Tangent = structure("SmoothTangent", (), ("unit", "radial", "a", "b", "node_vectors"))
 _Second = structure("SmoothSecond", (), ("step", "pooled", "unit", "radial", "a", "b", "node_vectors", "weights"))
+NAMES = (
+    "unit", "radial", "a", "b", "vectors", "radial_map", "geometry_map", "w2", "b2", "filter_map", "vector_map",
+)  # fmt: skip
 TENSORS = 11  # arguments before the edges themselves
 
 
@@ -48,7 +51,7 @@ class _Smooth:
         directions = pad(rows(vector_map, self.width), (0, 0, 0, self.weights - vector_map.shape[0])).contiguous()
         self.kept: tuple[Tensor | None, ...] = (
             row_start.contiguous(),
-            senders.contiguous(),
+            senders.to(torch.int64).contiguous(),
             self.unit,
             self.radial,
             rows(a, self.width),
@@ -65,6 +68,19 @@ class _Smooth:
         counts = (self.nodes, senders.shape[0], self.width, self.basis, self.channels, int(self.first))
         self.input = _Input(*counts, self.inputs, padded(self.basis), self.weights, *addresses(self.kept))
 
+
+    def check(self, tensors: Sequence[Tensor | None], row_start: Tensor, senders: Tensor) -> None:
+        """Refuse what the kernel would misread. Raises InputError."""
+        nodes, edges, hidden, channels = self.nodes, senders.shape[0], self.hidden, self.channels
+        shapes = (
+            (edges, 3), (edges, self.basis), (nodes, hidden), (nodes, hidden), (nodes, 3, channels),
+            (self.basis, hidden), (3 * channels, hidden), (hidden, hidden), (hidden,), (self.basis, hidden),
+            ((1 if self.first else 2) * channels, hidden),
+        )  # fmt: skip
+        check_alike("smooth_messages", *zip(NAMES, tensors, shapes, strict=True))
+        check_alike("smooth_messages", ("row_start", row_start, (nodes + 1,)))
+        check_alike("smooth_messages", ("senders", senders, (edges,)))
+        check_senders(senders, nodes)
 
     def weight_gradients(self) -> WeightGradients:
         """Room for the gradients of all weights."""
@@ -84,6 +100,7 @@ class _Smooth:
 def smooth_forward(tensors: Sequence[Tensor | None], row_start: Tensor, senders: Tensor) -> tuple[Tensor, Tensor]:
     """Vector steps (N, 3, K) and messages (N, F), sums; edges sorted by receiver."""
     given = _Smooth(tensors, row_start, senders)
+    given.check(tensors, row_start, senders)
     step = torch.empty(given.nodes, 3, given.channels, dtype=given.dtype)
     pooled = torch.empty(given.nodes, given.width, dtype=given.dtype)
     call(library(), "egnn_smooth_forward", given.dtype, given.input, step, pooled)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from egnn_md.kernels.native.arrays import address, call, padded, rows, structure
+from egnn_md.kernels.native.arrays import address, call, check_alike, padded, rows, structure
 from egnn_md.kernels.native.build import library
 from egnn_md.kernels.native.maps import HEAD_FIELDS, MESSAGE_FIELDS, WeightGradients, addresses, head_maps, message_maps
 from egnn_md.kernels.optional import there
@@ -17,6 +17,10 @@ _Input = structure(
     ("nodes", "graphs", "channels", "width", "tanh"),
     ("batch", "positions", "places", "is_open", "a", "of_virtual", "distance_map", *MESSAGE_FIELDS,
      *(f"step_{name}" for name in HEAD_FIELDS), *(f"place_{name}" for name in HEAD_FIELDS)),
+)  # fmt: skip
+NAMES = (
+    "positions", "places", "is_open", "a", "of_virtual", "distance_map", "w2", "b2", "gate_w", "gate_b", "w3", "b3",
+    "w4", "w5", "b5", "w6",
 )  # fmt: skip
 _Gradient = structure("VirtualGradient", (), ("positions", "a", "places", "of_virtual", "weights"))
 
@@ -32,7 +36,7 @@ class _Virtual:
         self.nodes, self.dtype = positions.shape[0], positions.dtype
         self.graphs, self.channels = places.shape[0], places.shape[1]
         self.kept: tuple[Tensor | None, ...] = (
-            batch.contiguous(),
+            batch.to(torch.int64).contiguous(),
             positions.contiguous(),
             places.contiguous(),
             is_open.contiguous(),
@@ -46,6 +50,17 @@ class _Virtual:
         numbers = (self.nodes, self.graphs, self.channels, self.width, int(tanh))
         self.input = _Input(*numbers, *addresses(self.kept))
 
+    def check(self, tensors: Sequence[Tensor | None], batch: Tensor) -> None:
+        """Refuse what the kernel would misread; ``batch`` has been an index already. Raises InputError."""
+        graphs, channels, hidden = self.graphs, self.channels, self.hidden
+        head = ((hidden, hidden), (hidden,), (hidden,))
+        shapes = (
+            (self.nodes, 3), (graphs, channels, 3), (graphs,), (self.nodes, hidden), (graphs, channels, hidden),
+            (hidden,), (hidden, hidden), (hidden,), (hidden,), (1,), *head, *head,
+        )  # fmt: skip
+        check_alike("virtual_messages", *zip(NAMES, tensors, shapes, strict=True))
+        check_alike("virtual_messages", ("batch", batch, (self.nodes,)))
+
     def per_node(self, size: int) -> Tensor:
         """(G, C, size) float64 zeros that the threads' sums are added to."""
         return torch.zeros(self.graphs, self.channels, size, dtype=torch.float64)
@@ -56,6 +71,7 @@ def virtual_forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Steps (N, 3), mean messages (N, F), sums of the virtual nodes' steps (G, C, 3) and of the messages (G, C, F)."""
     given = _Virtual(tensors, batch, tanh)
+    given.check(tensors, batch)
     step = torch.empty(given.nodes, 3, dtype=given.dtype)
     pooled = torch.empty(given.nodes, given.width, dtype=given.dtype)
     places, sums = given.per_node(3), given.per_node(given.width)
