@@ -40,8 +40,9 @@ class LennardJones(Potential):
         periodic: Tensor,
     ) -> Tensor:
         """(N,) energies in eV, half of each pair to either atom."""
+        everywhere = self.communication.halo([positions])[0]
         pair = (
-            positions.index_select(0, edge_index[0]) - positions.index_select(0, edge_index[1]) + shifts
+            everywhere.index_select(0, edge_index[0]) - everywhere.index_select(0, edge_index[1]) + shifts
         ).to(torch.float64)
         squared = (pair * pair).sum(1)
         sixth = (self.sigma**2 / squared) ** 3
@@ -84,8 +85,9 @@ class HarmonicTether(Potential):
         periodic: Tensor,
     ) -> Tensor:
         """(N,) energies in eV, half of each pair to either atom."""
+        everywhere = self.communication.halo([positions])[0]
         pair = (
-            positions.index_select(0, edge_index[0]) - positions.index_select(0, edge_index[1]) + shifts
+            everywhere.index_select(0, edge_index[0]) - everywhere.index_select(0, edge_index[1]) + shifts
         ).to(torch.float64)
         squared = (pair * pair).sum(1)
         fade = (1.0 - squared / self.cutoff**2).clamp(min=0.0) ** 3

@@ -5,6 +5,8 @@ from typing import List  # noqa: UP035 - TorchScript reads attribute types from 
 import torch
 from torch import Tensor, nn
 
+from egnn_md.nn.communication import Alone
+
 
 class Potential(nn.Module):
     """Positions to per-atom energies. Subclasses are scriptable and keep no engine and no global state.
@@ -26,6 +28,7 @@ class Potential(nn.Module):
         self.cutoff = float(cutoff)
         self.elements = list(elements)
         self.long_range = long_range
+        self.communication: nn.Module = Alone()
 
     def forward(
         self,
@@ -39,8 +42,8 @@ class Potential(nn.Module):
         """Per-atom energies.
 
         Args:
-            positions: (N, 3), Å.
-            species: (N,) int64, atomic numbers.
+            positions: (N, 3), Å; in a split system (:mod:`egnn_md.nn.communication`) those that are owned.
+            species: (N,) int64, atomic numbers; in a split system those of the halo follow.
             edge_index: (2, E) int64; row 0 receives, row 1 sends; sorted by receiver.
             shifts: (E, 3) Cartesian lattice translations added to receiver minus sender, Å.
             batch: (N,) int64, the graph of each atom.

@@ -91,11 +91,13 @@ def evaluate(
             shifts = torch.einsum("ei,eij->ej", graph.cell_shifts, strained_cell.index_select(0, edge_graph))
         energies = model(strained, graph.species, graph.edge_index, shifts, graph.batch, graph.periodic)
         energy = segment_sum(energies, graph.batch, graph.num_graphs)
-        result = {"energy": energy, "energies": energies}
+        strain_gradient = torch.zeros_like(cell)
+        result = {"energies": energies}
         if wanted:
             gradients: list[Tensor | None] = [None] * len(wanted)
             if energy.requires_grad:
                 with without_weights():
+                    # of a split system every part differentiates its own share: the exchange adds up the shares
                     gradients = list(
                         torch.autograd.grad(energy.sum(), wanted, create_graph=training, allow_unused=True)
                     )
@@ -105,10 +107,16 @@ def evaluate(
             if forces:
                 result["forces"] = -filled.pop(0)
             if stress:
+                strain_gradient = filled.pop(0)
+        # the parts' shares add up; alone they are the whole
+        result["energy"], total_gradient = model.communication.total([energy, strain_gradient.to(energy.dtype)])
+        if wanted:
+            if stress:
+                strain_gradient = total_gradient.to(cell.dtype)
                 volume = torch.linalg.det(cell).abs()[:, None, None]
                 full = graph.pbc.all(dim=1)[:, None, None] & (volume > 0)
                 result["stress"] = torch.where(
-                    full, filled.pop(0) / torch.where(full, volume, torch.ones_like(volume)), 0.0
+                    full, strain_gradient / torch.where(full, volume, torch.ones_like(volume)), 0.0
                 )
     if not training:
         result = {name: value.detach() for name, value in result.items()}

@@ -89,4 +89,5 @@ class FastEGNNPotential(Potential):
         features = self.network(kinds, positions, edge_index, shifts, batch, periodic)
         reference = double_vector(self.reference, positions.device)
         learned = self.readout(features).squeeze(1).to(torch.float64)
-        return reference.index_select(0, kinds) + self.scale * learned
+        # in a split system kinds of the halo follow those of the particles that are owned
+        return reference.index_select(0, kinds[: positions.shape[0]]) + self.scale * learned

@@ -25,6 +25,7 @@ from egnn_md.errors import InputError
 from egnn_md.graph import ParticleGraph
 from egnn_md.models.propagator_config import PropagatorConfig
 from egnn_md.nn.basis import BesselBasis, polynomial_envelope
+from egnn_md.nn.communication import Alone
 from egnn_md.nn.fast_egnn import FastEGNN
 
 __all__ = ["FastEGNNPropagator", "Prediction", "PropagatorConfig", "check_known", "predict_unchecked"]
@@ -123,6 +124,7 @@ class FastEGNNPropagator(nn.Module):
         self.predict_velocity = config.predict_velocity
         self.edge_inputs = list(config.edge_inputs)
 
+        self.communication: nn.Module = Alone()
         self.network = FastEGNN(config.network())
         self.velocity_head: nn.Module = nn.Identity()
         if config.predict_velocity:
@@ -248,9 +250,9 @@ class FastEGNNPropagator(nn.Module):
         """Predict one stride ahead.
 
         Args:
-            positions: (N, 3), in the configuration's length unit.
+            positions: (N, 3), in the configuration's length unit; in a split system those of owned particles.
             velocities: (N, 3), length over time unit.
-            species: (N,) int64 particle types.
+            species: (N,) int64 particle types; in a split system those of the halo follow, as in ``features``.
             edge_index: (2, E); row 0 receives.
             shifts: (E, 3) Cartesian lattice translations, added to receiver minus sender.
             batch: (N,) graph of each particle.
@@ -260,9 +262,11 @@ class FastEGNNPropagator(nn.Module):
         Returns:
             positions (N, 3), velocities (N, 3), virtual positions (G, 3, C).
         """
-        kinds = self.kind_of[species]
+        own = positions.shape[0]
+        kinds = self.kind_of[species[:own]]
         scaled_velocities = velocities * (self.stride / self.scale)
-        pair = positions[edge_index[0]] - positions[edge_index[1]] + shifts
+        everywhere = self.communication.halo([positions])[0]
+        pair = everywhere[edge_index[0]] - everywhere[edge_index[1]] + shifts
         distance = torch.linalg.vector_norm(pair, dim=1)
         walls = self._wall_functions(positions) if self.has_walls else positions[:, :0].unsqueeze(2)
         boundary: Optional[Tensor] = None  # noqa: UP045
@@ -273,7 +277,9 @@ class FastEGNNPropagator(nn.Module):
             boundary = (nearest / self.cutoff).unsqueeze(1)
         start = positions / self.scale
         steps, virtual_positions, hidden = self.network.layer_positions(
-            self._node_inputs(scaled_velocities, kinds, walls, boundary, features),
+            self._node_inputs(
+                scaled_velocities, kinds, walls, boundary, None if features is None else features[:own]
+            ),
             start,
             scaled_velocities,
             edge_index,
@@ -297,7 +303,7 @@ class FastEGNNPropagator(nn.Module):
         else:
             moved_velocities = moved / self.stride
         if self.has_static:
-            fixed = self.static[species].unsqueeze(1)
+            fixed = self.static[species[:own]].unsqueeze(1)
             moved = torch.where(fixed, torch.zeros_like(moved), moved)
             moved_velocities = torch.where(fixed, torch.zeros_like(moved), moved_velocities)
         if self.hard_walls and not self.training:

@@ -16,9 +16,17 @@ from torch import Tensor, nn
 
 from egnn_md.errors import InputError
 from egnn_md.nn.baseline_layers import ContinuousFilterLayer, RadialFieldLayer
+from egnn_md.nn.communication import Alone
 from egnn_md.nn.layer import EquivariantLayer, FastEGNNConfig
 from egnn_md.nn.perceptron import Gate, SplitPerceptron, coordinate_perceptron
-from egnn_md.nn.segment import double_vector, row_starts, segment_counts, segment_mean, sorted_by_receiver
+from egnn_md.nn.segment import (
+    double_vector,
+    row_starts,
+    segment_counts,
+    segment_mean,
+    segment_sum,
+    sorted_by_receiver,
+)
 
 __all__ = ["MESSAGE_LAYERS", "FastEGNN", "FastEGNNConfig", "FastEGNNLayer"]
 
@@ -81,6 +89,7 @@ class FastEGNN(nn.Module):
         self.hidden: int = config.hidden
         self.fields: int = config.fields
         self.needs_sorted_edges = False  # layers that read edges by receiver set it (egnn_md.kernels)
+        self.communication: nn.Module = Alone()
         self.embedding = nn.Linear(config.node_features, config.hidden)
         self.virtual_features = nn.Parameter(torch.randn(1, config.hidden, config.virtual_nodes))
         layer = MESSAGE_LAYERS[config.messages]
@@ -165,19 +174,26 @@ class FastEGNN(nn.Module):
                 raise InputError(f"{edge_index.shape[1]} edges, but edge_features of {edge_features.shape[0]}")
             edge_index, shifts, edge_features = sorted_by_receiver(edge_index, shifts, edge_features)
         features = self.embedding(node_features)
-        centre = segment_mean(positions, batch, num_graphs)
         channels = self.virtual_features.shape[2]
+        counts = positions.new_zeros(num_graphs)
+        centre = positions.new_zeros([num_graphs, 3])
+        if channels > 0:
+            sums = self.communication.total(
+                [segment_counts(batch, num_graphs, positions), segment_sum(positions, batch, num_graphs)]
+            )
+            counts = sums[0]
+            centre = sums[1] / counts.clamp(min=1.0).unsqueeze(1)
         virtual_positions = centre.unsqueeze(2).expand(-1, -1, channels)
         virtual_features = self.virtual_features.expand(num_graphs, -1, -1)
         pair_shifts = torch.zeros_like(positions[:1]) if shifts is None else shifts
         if periodic is None:
             periodic = torch.zeros(num_graphs, dtype=torch.bool, device=positions.device)
         gravity = double_vector(self.gravity, positions.device).to(positions.dtype)
-        degree = segment_counts(edge_index[0], positions.shape[0], positions)
+        degree = segment_counts(edge_index[0], self.communication.rows(positions.shape[0]), positions)
         row_start = row_starts(degree)
         steps: List[Tensor] = []  # noqa: UP006
         for layer in self.layers:
-            features, positions, virtual_features, virtual_positions = layer(
+            features, positions, virtual_features, virtual_positions, centre = layer(
                 features,
                 positions,
                 velocities,
@@ -193,6 +209,8 @@ class FastEGNN(nn.Module):
                 fields,
                 degree,
                 row_start,
+                centre,
+                counts,
             )
             steps.append(positions)
         return steps, virtual_positions, features

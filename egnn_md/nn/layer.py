@@ -16,7 +16,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from egnn_md.nn.communication import Alone
 from egnn_md.nn.perceptron import perceptron
+from egnn_md.nn.segment import segment_sum
 from egnn_md.nn.virtual_nodes import VirtualNodes
 
 DISTANCE_OFFSET = 1e-8  # added to |x_i - x_j| by ``normalize``, as published
@@ -78,6 +80,7 @@ class EquivariantLayer(nn.Module):
         self.field_mlp = perceptron(hidden, hidden, config.fields) if self.has_fields else nn.Identity()
         inputs = (3 if self.has_virtual else 2) * hidden + config.node_attributes
         self.node_mlp = perceptron(inputs, hidden, hidden) if updates_features else nn.Identity()
+        self.communication: nn.Module = Alone()
         self.virtual: nn.Module = nn.Identity()
         if self.has_virtual:
             self.virtual = VirtualNodes(
@@ -167,9 +170,20 @@ class EquivariantLayer(nn.Module):
         fields: Optional[Tensor],  # noqa: UP045
         degree: Tensor,
         row_start: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return updated ``features, positions, virtual_features, virtual_positions``."""
-        step, received = self.particles(features, positions, edge_index, shifts, edge_features, degree, row_start)
+        centre: Tensor,
+        counts: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Return updated ``features, positions, virtual_features, virtual_positions, centre``.
+
+        N counts the particles of this part; edges, ``degree`` and ``row_start`` count its halo, too. ``centre`` (G, 3)
+        and ``counts`` (G,) are mean position and number of all particles.
+        """
+        own = positions.shape[0]
+        everywhere = self.communication.halo([features, positions])
+        step, received = self.particles(
+            everywhere[0], everywhere[1], edge_index, shifts, edge_features, degree, row_start
+        )
+        step, received = step[:own], received[:own]
         moved = positions + step + self.velocity_scale(features, velocities) * velocities
         if self.has_gravity:
             moved = moved + self.gravity_mlp(features) * gravity
@@ -178,14 +192,20 @@ class EquivariantLayer(nn.Module):
             moved = moved + (fields * self.field_mlp(features).unsqueeze(1)).sum(2)
         aggregated = [features, received]
         if self.has_virtual:
-            virtual_step, pooled, virtual_features, virtual_positions = self.virtual(
-                features, positions, virtual_features, virtual_positions, batch, periodic
+            virtual_step, pooled, steps, messages = self.virtual.gather(
+                features, positions, virtual_features, virtual_positions, centre, batch, periodic
             )
             moved = moved + virtual_step
+            # the next layer's centre travels with this layer's sums
+            sums = self.communication.total([steps, messages, segment_sum(moved, batch, periodic.shape[0])])
+            virtual_features, virtual_positions = self.virtual.update(
+                virtual_features, virtual_positions, sums[0], sums[1], counts
+            )
+            centre = sums[2] / counts.clamp(min=1.0).unsqueeze(1)
             aggregated.append(pooled)
         if self.updates_features:
             if node_attributes is not None:
                 aggregated.append(node_attributes)
             update = self.update(aggregated)
             features = features + update if self.residual else update
-        return features, moved, virtual_features, virtual_positions
+        return features, moved, virtual_features, virtual_positions, centre

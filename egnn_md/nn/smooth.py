@@ -24,8 +24,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from egnn_md.nn.basis import BesselBasis, polynomial_envelope
+from egnn_md.nn.communication import Alone
 from egnn_md.nn.perceptron import perceptron
-from egnn_md.nn.segment import row_starts, segment_counts, segment_mean, segment_sum, sorted_by_receiver
+from egnn_md.nn.segment import row_starts, segment_counts, segment_sum, sorted_by_receiver
 
 #: Å; below it the smooth norm turns from |x| into a parabola, far under any distance that carries physics.
 NORM_SOFTENING = 1e-2
@@ -69,22 +70,33 @@ class VirtualExchange(nn.Module):
         for small in (self.vector_map, self.position_map):
             nn.init.xavier_uniform_(small.weight, gain=0.1)
 
-    def forward(
+    def gather(
         self,
         features: Tensor,
         positions: Tensor,
         virtual_features: Tensor,
         virtual_positions: Tensor,
+        centre: Tensor,
         batch: Tensor,
         open_graph: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return mean message (N, F), vector step (N, 3, K), new virtual features (G, C, F), positions (G, C, 3).
+        """What particles get and what virtual nodes are told.
 
-        ``open_graph`` (G, 1, 1) is 1 where a centre of mass exists and 0 in a periodic cell.
+        Args:
+            features: (N, F).
+            positions: (N, 3).
+            virtual_features: (G, C, F).
+            virtual_positions: (G, C, 3).
+            centre: (G, 3) mean position of all particles.
+            batch: (N,).
+            open_graph: (G, 1, 1), 1 where a centre of mass exists and 0 in a periodic cell.
+
+        Returns:
+            mean message (N, F) and vector step (N, 3, K); sums over particles of steps (G, C, 3) and messages
+            (G, C, F).
         """
         graphs = virtual_features.shape[0]
-        centre = segment_mean(positions, batch, graphs).unsqueeze(1)
-        centred = (virtual_positions - centre) * open_graph / self.length
+        centred = (virtual_positions - centre.unsqueeze(1)) * open_graph / self.length
         mixing = torch.matmul(centred, centred.transpose(1, 2))  # (G, C, C)
         mixing = mixing * torch.rsqrt(1.0 + mixing * mixing)
         to_virtual = (
@@ -104,10 +116,16 @@ class VirtualExchange(nn.Module):
             + self.from_geometry(geometry)
         )  # (N, C, F)
         vector_step = -torch.matmul(to_virtual.transpose(1, 2), self.vector_map(message)) / message.shape[1]
-        step = segment_mean(to_virtual * self.position_map(message), batch, graphs) * self.length
-        pooled = segment_mean(message, batch, graphs)
-        updated = virtual_features + self.feature_update(torch.cat([virtual_features, pooled], 2))
-        return message.mean(1), vector_step, updated, virtual_positions + step
+        steps = segment_sum(to_virtual * self.position_map(message), batch, graphs)
+        return message.mean(1), vector_step, steps, segment_sum(message, batch, graphs)
+
+    def update(
+        self, virtual_features: Tensor, virtual_positions: Tensor, steps: Tensor, messages: Tensor, counts: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """New virtual features (G, C, F) and positions (G, C, 3) from the sums over all ``counts`` (G,) particles."""
+        number = counts.clamp(min=1.0).reshape(-1, 1, 1)
+        updated = virtual_features + self.feature_update(torch.cat([virtual_features, messages / number], 2))
+        return updated, virtual_positions + steps / number * self.length
 
 
 class SmoothLayer(nn.Module):
@@ -137,6 +155,7 @@ class SmoothLayer(nn.Module):
         aggregates = 3 if self.has_virtual else 2
         self.node_mlp = perceptron(aggregates * hidden + vectors, hidden, hidden)
         self.velocity_map = nn.Linear(hidden, vectors)
+        self.communication: nn.Module = Alone()
         self.virtual: nn.Module = VirtualExchange(config) if self.has_virtual else nn.Identity()
 
     def messages(
@@ -195,16 +214,32 @@ class SmoothLayer(nn.Module):
         batch: Tensor,
         open_graph: Tensor,
         row_start: Tensor,
+        centre: Tensor,
+        counts: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return updated ``features, vectors, virtual_features, virtual_positions``."""
-        moved, received = self.messages(features, vectors, unit, radial, receivers, senders, row_start)
-        vectors = vectors + moved * self.norm
-        aggregated = [features, received * self.norm]
+        """Return updated ``features, vectors, virtual_features, virtual_positions``.
+
+        ``positions`` has a row for every particle of this part, ``row_start`` counts its halo, too; the first layer is
+        given features and vectors of both. ``centre`` (G, 3) and ``counts`` (G,) are those of all particles.
+        """
+        own = positions.shape[0]
+        everywhere = [features, vectors]
+        if self.first:
+            features, vectors = features[:own], vectors[:own]
+        else:
+            everywhere = self.communication.halo(everywhere)
+        moved, received = self.messages(everywhere[0], everywhere[1], unit, radial, receivers, senders, row_start)
+        vectors = vectors + moved[:own] * self.norm
+        aggregated = [features, received[:own] * self.norm]
         if self.has_virtual:
-            mean_message, vector_step, virtual_features, virtual_positions = self.virtual(
-                features, positions, virtual_features, virtual_positions, batch, open_graph
+            mean_message, vector_step, steps, messages = self.virtual.gather(
+                features, positions, virtual_features, virtual_positions, centre, batch, open_graph
             )
             vectors = vectors + vector_step
+            sums = self.communication.total([steps, messages])
+            virtual_features, virtual_positions = self.virtual.update(
+                virtual_features, virtual_positions, sums[0], sums[1], counts
+            )
             aggregated.append(mean_message)
         mixed = self.mix(vectors)
         left, right = mixed[:, :, : self.vectors], mixed[:, :, self.vectors :]
@@ -228,6 +263,7 @@ class SmoothFastEGNN(nn.Module):
         self.channels: int = config.virtual_nodes
         self.vectors: int = config.vector_channels
         self.needs_sorted_edges = False  # layers that read edges by receiver set it (egnn_md.kernels)
+        self.communication: nn.Module = Alone()
         self.embedding = nn.Embedding(config.species, config.hidden)
         self.basis = BesselBasis(config.basis, config.cutoff)
         self.virtual_features = nn.Parameter(torch.randn(1, config.virtual_nodes, config.hidden))
@@ -253,7 +289,7 @@ class SmoothFastEGNN(nn.Module):
         """Features of every particle.
 
         Args:
-            kinds: (N,) int64 in 0..species-1.
+            kinds: (N,) int64 in 0..species-1; in a split system those of the halo follow.
             positions: (N, 3), Å.
             edge_index: (2, E); row 0 receives. Pairs beyond the cutoff contribute exactly nothing.
             shifts: (E, 3) Cartesian lattice translations, Å.
@@ -268,16 +304,23 @@ class SmoothFastEGNN(nn.Module):
             assert ordered is not None
             shifts = ordered
         receivers, senders = edge_index[0], edge_index[1]
+        everywhere = self.communication.halo([positions])[0]
         unit, radial = self.pair_inputs(
-            positions.index_select(0, receivers) - positions.index_select(0, senders) + shifts
+            everywhere.index_select(0, receivers) - everywhere.index_select(0, senders) + shifts
         )
-        row_start = row_starts(segment_counts(receivers, positions.shape[0], positions))
+        nodes = everywhere.shape[0]
+        row_start = row_starts(segment_counts(receivers, nodes, positions))
         graphs = periodic.shape[0]
         features = self.embedding(kinds)
-        vectors = torch.zeros(
-            [positions.shape[0], 3, self.vectors], dtype=positions.dtype, device=positions.device
-        )
-        centre = segment_mean(positions, batch, graphs)
+        vectors = torch.zeros([nodes, 3, self.vectors], dtype=positions.dtype, device=positions.device)
+        counts = positions.new_zeros(graphs)
+        centre = positions.new_zeros([graphs, 3])
+        if self.channels > 0:
+            sums = self.communication.total(
+                [segment_counts(batch, graphs, positions), segment_sum(positions, batch, graphs)]
+            )
+            counts = sums[0]
+            centre = sums[1] / counts.clamp(min=1.0).unsqueeze(1)
         virtual_positions = centre.unsqueeze(1).expand(-1, self.channels, -1)
         virtual_features = self.virtual_features.expand(graphs, -1, -1)
         open_graph = periodic.logical_not().to(positions.dtype).reshape(-1, 1, 1)
@@ -295,5 +338,7 @@ class SmoothFastEGNN(nn.Module):
                 batch,
                 open_graph,
                 row_start,
+                centre,
+                counts,
             )
         return features

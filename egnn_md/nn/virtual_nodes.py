@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from egnn_md.nn.perceptron import Gate, SplitPerceptron, coordinate_perceptron, perceptron
-from egnn_md.nn.segment import segment_counts, segment_mean, segment_sum
+from egnn_md.nn.segment import segment_sum
 
 
 class VirtualNodes(nn.Module):
@@ -70,42 +70,52 @@ class VirtualNodes(nn.Module):
         virtual_step = to_virtual * self.position_mlp(message)
         return step, message.mean(1), segment_sum(virtual_step, batch, graphs), segment_sum(message, batch, graphs)
 
-    def forward(
+    def gather(
         self,
         features: Tensor,
         positions: Tensor,
         virtual_features: Tensor,
         virtual_positions: Tensor,
+        centre: Tensor,
         batch: Tensor,
         periodic: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """One exchange; every input is the one from before the layer.
+        """What particles get and what virtual nodes are told; every input is the one from before the layer.
 
         Args:
             features: (N, F).
             positions: (N, 3).
             virtual_features: (G, F, C).
             virtual_positions: (G, 3, C).
+            centre: (G, 3) mean position of all particles.
             batch: (N,) graph of each particle.
             periodic: (G,) bool.
 
         Returns:
-            the particles' step (N, 3), their mean message (N, F), new virtual features (G, F, C), new virtual
-            positions (G, 3, C).
+            as :meth:`messages`.
         """
-        graphs = virtual_features.shape[0]
         own, places = virtual_features.transpose(1, 2), virtual_positions.transpose(1, 2)  # (G, C, F), (G, C, 3)
         is_open = periodic.logical_not().to(positions.dtype).reshape(-1, 1, 1)
-        counts = segment_counts(batch, graphs, positions)
-        centre = segment_mean(positions, batch, graphs, counts).unsqueeze(1)
-        centred = (places - centre) * is_open
+        centred = (places - centre.unsqueeze(1)) * is_open
         mixing = torch.matmul(centred, centred.transpose(1, 2))
         of_virtual = self.edge_mlp.part_b(own) + torch.matmul(mixing, self.edge_mlp.geometry_map()[1:])
-        step, pooled, virtual_step, messages = self.messages(
-            features, positions, places, of_virtual, is_open.reshape(-1), batch
-        )
+        return self.messages(features, positions, places, of_virtual, is_open.reshape(-1), batch)
+
+    def update(
+        self, virtual_features: Tensor, virtual_positions: Tensor, steps: Tensor, messages: Tensor, counts: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """New virtual features (G, F, C) and positions (G, 3, C).
+
+        Args:
+            virtual_features: (G, F, C).
+            virtual_positions: (G, 3, C).
+            steps: (G, C, 3) sum over all particles, as :meth:`messages` gives it.
+            messages: (G, C, F), likewise.
+            counts: (G,) number of particles.
+        """
+        own, places = virtual_features.transpose(1, 2), virtual_positions.transpose(1, 2)
         share = 1.0 / counts.clamp(min=1.0).reshape(-1, 1, 1)
-        places = places + virtual_step * share
+        places = places + steps * share
         update = self.node_mlp(torch.cat([own, messages * share], 2))
         own = own + update if self.residual else update
-        return step, pooled, own.transpose(1, 2), places.transpose(1, 2)
+        return own.transpose(1, 2), places.transpose(1, 2)

@@ -1,0 +1,1 @@
+"""One system over many devices: who owns which particle, what is exchanged, and who adds it up."""
