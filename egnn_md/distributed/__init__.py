@@ -1,1 +1,21 @@
-"""One system over many devices: who owns which particle, what is exchanged, and who adds it up."""
+"""DistEGNN: one system over several devices, with one device's energies, forces and gradients (arXiv 2506.19482).
+
+:class:`ParallelPotential` and :class:`ParallelPropagator` hide everything; :func:`serve` is for ``torchrun``. How it
+works: :mod:`egnn_md.distributed.part` (who owns what, and what a network tells others), and docs/decisions/0010.
+"""
+
+from egnn_md.distributed.parallel import ParallelPotential, ParallelPropagator
+from egnn_md.distributed.partition import METHODS, Partition, PartitionQuality, partition
+from egnn_md.distributed.pool import DeviceLostWarning
+from egnn_md.distributed.session import serve
+
+__all__ = [
+    "METHODS",
+    "DeviceLostWarning",
+    "ParallelPotential",
+    "ParallelPropagator",
+    "Partition",
+    "PartitionQuality",
+    "partition",
+    "serve",
+]

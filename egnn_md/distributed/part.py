@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -55,9 +56,9 @@ class Parts(Alone):
         if not self.fetches:
             return values
         own = values[0].shape[0]
-        flat = values[0].reshape(own, -1) if len(values) == 1 else torch.cat([v.reshape(own, -1) for v in values], 1)
+        widths = [prod(v.shape[1:]) for v in values]
+        flat = torch.cat([v.reshape(own, width) for v, width in zip(values, widths, strict=True)], 1)
         fetched = exchange(self.wire, flat.index_select(0, self.send_rows), self.send, self.receive)
-        widths = [v[0].numel() if own else v.new_empty([1, *v.shape[1:]]).numel() for v in values]
         shares = fetched.split(widths, 1)
         return [
             torch.cat([value, share.reshape([-1, *value.shape[1:]])])
@@ -187,6 +188,12 @@ def part_of_graph(
     count = graph.num_nodes
     if owner.shape != (count,):
         raise InputError(f"owner is {tuple(owner.shape)}, but the graph has {count} particles")
+    outside = (owner < 0) | (owner >= wire.size)
+    if bool(outside.any()):
+        bad = int(outside.nonzero()[0])
+        raise InputError(
+            f"particle {bad} is owned by rank {int(owner[bad])}, but there are the ranks 0..{wire.size - 1}"
+        )
     device = graph.positions.device
     edge_index = graph.edge_index.cpu()
     mine = owner[edge_index[0]] == wire.rank

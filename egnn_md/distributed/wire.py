@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from datetime import timedelta
+from math import inf
 from typing import Any
 
 import torch
@@ -43,7 +44,7 @@ class Network:
     Args:
         latency: seconds a message.
         bandwidth: bytes a second that a rank sends; 0 is unlimited.
-        slowdown: factor that the rank's own work takes longer, 2 for half speed; measured from collective to collective.
+        slowdown: factor that the rank's own work, from collective to collective, takes longer; 2 for half speed.
     """
 
     latency: float = 0.0
@@ -51,9 +52,9 @@ class Network:
     slowdown: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (self.latency >= 0 and self.bandwidth >= 0 and self.slowdown >= 1):
+        if not (0 <= self.latency < inf and self.bandwidth >= 0 and 1 <= self.slowdown < inf):
             raise InputError(
-                f"a pretended network needs latency >= 0, bandwidth >= 0 and slowdown >= 1, not {self}"
+                f"a pretended network needs finite latency >= 0, bandwidth >= 0 and slowdown >= 1, not {self}"
             )
 
 
@@ -73,6 +74,7 @@ class Wire:
     size: int = 1
     network: Network | None = None
     traffic: Traffic = field(default_factory=Traffic)
+    waited: float = 0.0  # seconds inside collectives
     _since: float | None = None
 
     def exchange(self, rows: Tensor, send: list[int], receive: list[int]) -> Tensor:
@@ -85,7 +87,7 @@ class Wire:
         if self.group is None:
             found.copy_(rows)
         else:
-            self.group.alltoall_base(found, rows.contiguous(), receive, send).wait()
+            self._wait(self.group.alltoall_base(found, rows.contiguous(), receive, send))
         self._resume()
         return found
 
@@ -99,7 +101,7 @@ class Wire:
         self.traffic.bytes += sent
         found = values.detach().clone(memory_format=torch.contiguous_format)
         if self.group is not None:
-            self.group.allreduce([found]).wait()
+            self._wait(self.group.allreduce([found]))
         self._resume()
         return found
 
@@ -128,6 +130,11 @@ class Wire:
         found = [torch.empty_like(values) for _ in range(self.size)]
         self.group.allgather([found], [values.contiguous()]).wait()
         return found
+
+    def _wait(self, work: Any) -> None:
+        begin = time.perf_counter()
+        work.wait()
+        self.waited += time.perf_counter() - begin
 
     def _delay(self, messages: int, size: int) -> None:
         network = self.network
@@ -219,7 +226,7 @@ def open_group(
         return dist.ProcessGroupNCCL(store, rank, size, nccl)
     if backend != "gloo":
         raise InputError(f"backend must be one of {', '.join(BACKENDS)}, not {backend!r}")
-    gloo = dist.ProcessGroupGloo._Options()
+    gloo: Any = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
     gloo._timeout = waiting
     device = dist.ProcessGroupGloo.create_device
     gloo._devices = [device(hostname="127.0.0.1") if loopback else dist.ProcessGroupGloo.create_default_device()]

@@ -28,7 +28,7 @@ class Potential(nn.Module):
         self.cutoff = float(cutoff)
         self.elements = list(elements)
         self.long_range = long_range
-        self.communication: nn.Module = Alone()
+        self.communication: Alone = Alone()
 
     def forward(
         self,

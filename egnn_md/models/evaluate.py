@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import weakref
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from ase.data import chemical_symbols
 from torch import Tensor
 
-from egnn_md.errors import UnknownElementError
+from egnn_md.errors import InputError, UnknownElementError
 from egnn_md.graph import ParticleGraph
 from egnn_md.models.base import Potential
 from egnn_md.nn.gradients import without_weights
 from egnn_md.nn.segment import segment_sum
+
+@runtime_checkable
+class EvaluatesItself(Protocol):
+    """A potential that gives energies and forces together, such as one whose atoms are in other processes."""
+
+    def evaluate_graph(self, graph: ParticleGraph, *, forces: bool = True, stress: bool = False) -> dict[str, Tensor]:
+        """What :func:`evaluate` gives."""
+
+    def evaluate_structure(
+        self, positions: Tensor, species: Tensor, cell: Tensor, pbc: Tensor, *, forces: bool = True, stress: bool = False
+    ) -> dict[str, Tensor]:
+        """The same of a structure (N, 3), (N,), (3, 3), (3,) whose neighbours it finds itself; all in float64."""
+
 
 #: The last species that passed: a weak reference to the tensor, its version, and the elements it was compared with.
 _passed: tuple[Any, int, tuple[int, ...]] = (lambda: None, 0, ())
@@ -69,6 +82,12 @@ def evaluate(
     Raises:
         UnknownElementError: an element that the model does not know.
     """
+    if isinstance(model, EvaluatesItself):
+        if training:
+            raise InputError(
+                f"a {type(model).__name__} cannot be trained through: its ranks keep no graph; see egnn-md train --devices"
+            )
+        return model.evaluate_graph(graph, forces=forces, stress=stress)
     check_elements(model, graph.species)
     with torch.set_grad_enabled(training or forces or stress):
         positions, cell = graph.positions, graph.cell

@@ -124,7 +124,7 @@ class FastEGNNPropagator(nn.Module):
         self.predict_velocity = config.predict_velocity
         self.edge_inputs = list(config.edge_inputs)
 
-        self.communication: nn.Module = Alone()
+        self.communication: Alone = Alone()
         self.network = FastEGNN(config.network())
         self.velocity_head: nn.Module = nn.Identity()
         if config.predict_velocity:

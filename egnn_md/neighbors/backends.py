@@ -28,7 +28,7 @@ def _brute(positions: Tensor, cell: Tensor, pbc: Tensor, cutoff: float) -> Pairs
     device, dtype = positions.device, positions.dtype
     images = torch.zeros(1, 3, device=device, dtype=dtype)
     if bool(pbc.any()):
-        complete = _completed_cell(cell, pbc)
+        complete = completed_cell(cell, pbc)
         inverse = torch.linalg.inv(complete)
         # the height of the cell along direction k is 1 / |column k of the inverse|
         reach = cutoff * inverse.norm(dim=0)
@@ -59,7 +59,7 @@ def _brute(positions: Tensor, cell: Tensor, pbc: Tensor, cutoff: float) -> Pairs
     return sort_pairs(torch.stack([torch.cat(receivers), torch.cat(senders)]), torch.cat(shifts))
 
 
-def _completed_cell(cell: Tensor, pbc: Tensor) -> Tensor:
+def completed_cell(cell: Tensor, pbc: Tensor) -> Tensor:
     """``cell`` with open directions replaced by unit vectors normal to the periodic ones."""
     rows = [cell[k] if bool(pbc[k]) else None for k in range(3)]
     for k in range(3):

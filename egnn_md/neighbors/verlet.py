@@ -134,13 +134,17 @@ class VerletList:
 
     def _make(self, positions: Tensor, cell: Tensor, pbc: Tensor) -> None:
         self._positions = None  # an error below leaves no list behind
-        reach = self.cutoff + self.skin
-        self._edge_index, self._steps = neighbor_list(positions, cell, pbc, reach, backend=self.backend)
+        edge_index, steps = neighbor_list(positions, cell, pbc, self.cutoff + self.skin, backend=self.backend)
+        self.adopt(positions, cell, pbc, edge_index, steps)
+
+    def adopt(self, positions: Tensor, cell: Tensor, pbc: Tensor, edge_index: Tensor, steps: Tensor) -> None:
+        """Go on with pairs (2, E) and their lattice steps (E, 3) that hold all within ``cutoff + skin`` here."""
+        self._edge_index, self._steps = edge_index, steps
         self._translations = positions.new_zeros(3, 0)
         self._lattice = torch.full_like(cell, torch.nan)
         self._steps = self._steps.to(self.dtype or positions.dtype)
         self._home, self._home_steps = None, self._steps
-        self._made_for, self._cell, self._pbc = reach, cell.clone(), pbc.clone()
+        self._made_for, self._cell, self._pbc = self.cutoff + self.skin, cell.clone(), pbc.clone()
         self._positions = positions.clone()
         self.statistics.rebuilds += 1
         self.statistics.skin, self.statistics.settled = self.skin, self._tuner.settled or not self._tuner.tuned

@@ -89,7 +89,7 @@ class FastEGNN(nn.Module):
         self.hidden: int = config.hidden
         self.fields: int = config.fields
         self.needs_sorted_edges = False  # layers that read edges by receiver set it (egnn_md.kernels)
-        self.communication: nn.Module = Alone()
+        self.communication: Alone = Alone()
         self.embedding = nn.Linear(config.node_features, config.hidden)
         self.virtual_features = nn.Parameter(torch.randn(1, config.hidden, config.virtual_nodes))
         layer = MESSAGE_LAYERS[config.messages]

@@ -10,7 +10,7 @@
 ``i`` receives (row 0 of ``edge_index``) and ``j`` sends (row 1). All inputs of a layer are those from before it.
 """
 
-from typing import List, Literal, Optional  # noqa: UP035 - TorchScript reads types from here
+from typing import Any, List, Literal, Optional  # noqa: UP035 - TorchScript reads types from here
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -80,8 +80,8 @@ class EquivariantLayer(nn.Module):
         self.field_mlp = perceptron(hidden, hidden, config.fields) if self.has_fields else nn.Identity()
         inputs = (3 if self.has_virtual else 2) * hidden + config.node_attributes
         self.node_mlp = perceptron(inputs, hidden, hidden) if updates_features else nn.Identity()
-        self.communication: nn.Module = Alone()
-        self.virtual: nn.Module = nn.Identity()
+        self.communication: Alone = Alone()
+        self.virtual: Any = nn.Identity()
         if self.has_virtual:
             self.virtual = VirtualNodes(
                 hidden,

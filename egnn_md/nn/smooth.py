@@ -18,6 +18,7 @@ periodic one, where no centre of mass exists, they carry features only. Why: doc
 """
 
 import math
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -155,8 +156,8 @@ class SmoothLayer(nn.Module):
         aggregates = 3 if self.has_virtual else 2
         self.node_mlp = perceptron(aggregates * hidden + vectors, hidden, hidden)
         self.velocity_map = nn.Linear(hidden, vectors)
-        self.communication: nn.Module = Alone()
-        self.virtual: nn.Module = VirtualExchange(config) if self.has_virtual else nn.Identity()
+        self.communication: Alone = Alone()
+        self.virtual: Any = VirtualExchange(config) if self.has_virtual else nn.Identity()
 
     def messages(
         self,
@@ -263,7 +264,7 @@ class SmoothFastEGNN(nn.Module):
         self.channels: int = config.virtual_nodes
         self.vectors: int = config.vector_channels
         self.needs_sorted_edges = False  # layers that read edges by receiver set it (egnn_md.kernels)
-        self.communication: nn.Module = Alone()
+        self.communication: Alone = Alone()
         self.embedding = nn.Embedding(config.species, config.hidden)
         self.basis = BesselBasis(config.basis, config.cutoff)
         self.virtual_features = nn.Parameter(torch.randn(1, config.virtual_nodes, config.hidden))

@@ -1,0 +1,351 @@
+"""The side of the one who drives an engine: who owns what, when lists are made anew, what a step needs to know.
+
+Ranks hold nothing that could not be told to them again: ownership, the positions for which the lists were made and the
+skin are kept here. So an evaluation that was lost with a rank is repeated by others with the same result, bit by bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from egnn_md.distributed.partition import balanced_weights, partition
+from egnn_md.distributed.protocol import Answer, Report, Step
+from egnn_md.errors import InputError, SimulationError
+from egnn_md.graph import COINCIDENT, ParticleGraph, check_structure
+from egnn_md.neighbors import VerletList, neighbor_list
+from egnn_md.neighbors.frame import Frame
+
+DRIFT = 1.1  # the load of the busiest rank may grow by this factor before the system is partitioned anew
+FURTHEST = 1e8  # length; so far from the origin even float64 knows positions to 1e-8 only
+T = TypeVar("T")
+OPEN = torch.zeros(3, dtype=torch.bool)
+
+
+class Channel(Protocol):
+    """The way to the ranks."""
+
+    size: int
+
+    def step(self, frame: Tensor) -> Answer:
+        """One evaluation."""
+
+    def message(self, message: dict[str, Any]) -> Answer | None:
+        """A message to all ranks."""
+
+    def succeeded(self) -> None:
+        """The ranks answered."""
+
+    def recover(self, error: RankLostError) -> None:
+        """Ranks were lost: get new ones, which know nothing. Raises SimulationError if there is no way on."""
+
+    def close(self) -> None:
+        """Let the ranks go."""
+
+
+class RankLostError(SimulationError):
+    """A rank died, or does not answer; what it was asked for can be asked again once there are new ranks."""
+
+    def __init__(self, message: str, ranks: Sequence[int] = ()) -> None:
+        super().__init__(message)
+        self.ranks = tuple(ranks)
+
+
+class _Clock(VerletList):
+    """Tells when lists have to be made again, and with which skin; holds none itself."""
+
+    def due(self, positions: Tensor, cell: Tensor, pbc: Tensor) -> bool:
+        self.statistics.updates += 1
+        made = not self._still_valid(positions, cell, pbc)
+        if made:
+            self.statistics.rebuilds += 1
+            self.adopt(positions, cell, pbc, self._edge_index, self._steps)
+            self.statistics.skin = self.skin
+        self._tuner.used(self._edge_index.shape[1])
+        return made
+
+    def learn(self, pairs: int) -> None:
+        """So many pairs are in the lists of all ranks."""
+        self._edge_index = torch.zeros(2, 1, dtype=torch.int64).expand(2, pairs)
+
+    @property
+    def reference(self) -> tuple[Tensor, Tensor] | None:
+        """Positions and cell that the lists were made for."""
+        return None if self._positions is None else (self._positions, self._cell)
+
+
+class Coordinator:
+    """Answers for whole systems, got from the ranks.
+
+    Args:
+        channel: to the ranks.
+        model: message that gives them the model.
+        cutoff: of the model, length.
+        skin: ``auto`` or a length.
+        method: of the partition.
+        weights: relative speed of each rank; equal if None.
+        balance: shift the weights by the measured times of the ranks whenever lists are made anew. Results then depend
+            on timing, by rounding.
+        mode: ``exact`` or ``paper``.
+    """
+
+    def __init__(
+        self,
+        channel: Channel,
+        model: dict[str, Any],
+        cutoff: float | None,
+        *,
+        skin: float | str = "auto",
+        method: str = "bisection",
+        weights: Sequence[float] | None = None,
+        balance: bool = False,
+    ) -> None:
+        self.channel = channel
+        self.model, self.cutoff, self.skin = model, cutoff, skin
+        self.method, self.balance = method, balance
+        self.weights = None if weights is None else torch.tensor(list(weights), dtype=torch.float64)
+        self.reports: list[Report] = []
+        self.partitions = 0
+        self._frame = Frame()
+        self._clock = _Clock(cutoff or 1.0, skin)
+        self._system: dict[str, Any] | None = None
+        self._owner: Tensor | None = None
+        self._even = 1.0  # imbalance right after partitioning
+        self._network: dict[str, Any] | None = None
+        self._size = channel.size
+        self._reliably(self.restore)
+
+    # what the ranks have to be told, again if need be
+
+    def _reliably(self, ask: Callable[[], T]) -> T:
+        """``ask()``, again with new ranks as often as ranks are lost and the channel finds new ones."""
+        lost: RankLostError | None = None
+        while True:
+            try:
+                if lost is not None:
+                    self.channel.recover(lost)
+                    if ask != self.restore:
+                        self.restore()
+                found = ask()
+            except RankLostError as error:
+                lost = error
+            else:
+                self.channel.succeeded()
+                return found
+
+    def restore(self) -> None:
+        """Tell ranks that know nothing all that they need to go on as the ones before them."""
+        self.channel.message(self.model)
+        if self._network is not None:
+            self.channel.message(self._network)
+        if self._system is None or self._owner is None:
+            return
+        if self._owner.numel() and int(self._owner.max()) >= self.channel.size or self._size != self.channel.size:
+            self.forget()  # fewer ranks than before
+            return
+        self._tell_system()
+        reference = self._clock.reference
+        if reference is not None:
+            positions, cell = reference
+            self.channel.message(
+                {"kind": "lists", "positions": positions, "cell": cell, "skin": self._clock.statistics.skin}
+            )
+
+    def forget(self) -> None:
+        """Drop partition and lists: the next answer depends on what is asked alone."""
+        self._owner = None
+        self._clock = _Clock(self.cutoff or 1.0, self.skin)
+
+    def change_model(self, message: dict[str, Any]) -> None:
+        """Give the ranks another model, or another mode; partition and lists are made anew."""
+        self.model = message
+        self.forget()
+        self._system = None
+        self._reliably(lambda: self.channel.message(message))
+
+    def pretend(self, options: dict[str, float], rank: int = -1) -> None:
+        """Let all ranks, or one, behave as behind a slow network (:class:`egnn_md.distributed.wire.Network`)."""
+        self._network = {"kind": "network", "options": options, "rank": rank}
+        self._reliably(lambda: self.channel.message(self._network or {}))
+
+    @property
+    def statistics(self) -> Any:
+        """Of the neighbour lists; see :class:`egnn_md.neighbors.VerletStatistics`."""
+        return self._clock.statistics
+
+    @property
+    def owner(self) -> Tensor | None:
+        """(N,) rank of each particle now; None before the first answer."""
+        return self._owner
+
+    def _tell_system(self) -> None:
+        assert self._system is not None
+        assert self._owner is not None
+        self._size = self.channel.size
+        self.channel.message({"kind": "system", "owner": self._owner.to(torch.int32), **self._system})
+
+    def _take_system(self, species: Tensor, pbc: Tensor, features: Tensor | None) -> None:
+        known = self._system
+        if (
+            known is None
+            or not torch.equal(known["species"], species)
+            or not torch.equal(known["pbc"], pbc)
+            or (features is None) != (known["features"] is None)
+            or (features is not None and not torch.equal(known["features"], features))
+        ):
+            self._system = {"species": species.clone(), "pbc": pbc.clone(), "features": features}
+            self.forget()
+
+    def _divide(self, positions: Tensor, cell: Tensor, pbc: Tensor) -> None:
+        """Partition for these positions, and tell it."""
+        self._owner = self._partition(positions, cell, pbc, None)
+        self._even = 0.0
+        self._tell_system()
+
+    def _partition(self, positions: Tensor, cell: Tensor, pbc: Tensor, edge_index: Tensor | None) -> Tensor:
+        self.partitions += 1
+        if edge_index is None and self.method in ("metis", "spectral") and self.cutoff is not None:
+            edge_index = neighbor_list(positions, cell, pbc, self.cutoff)[0]
+        return partition(
+            positions, self.channel.size, method=self.method, cell=cell, pbc=pbc, weights=self.weights,
+            edge_index=edge_index,
+        ).owner  # fmt: skip
+
+    def _prepare(self, positions: Tensor, cell: Tensor, pbc: Tensor) -> bool:
+        """Partition where needed; True if lists have to be made at these positions."""
+        if self._owner is None:
+            self._divide(positions, cell, pbc)
+            self._clock.reset()
+        if not self._clock.due(positions, cell, pbc):
+            return False
+        if self.reports and self._even and len(self.reports) == self.channel.size:
+            drifted = imbalance(self.reports) > DRIFT * self._even
+            if self.balance and self.channel.size > 1:
+                self._shift_weights()
+                drifted = True
+            if drifted:
+                self._divide(positions, cell, pbc)
+        return True
+
+    def _shift_weights(self) -> None:
+        """Less for ranks that took longer than others."""
+        busy = torch.tensor([max(report.seconds, 1e-9) for report in self.reports], dtype=torch.float64)
+        before = torch.ones(self.channel.size, dtype=torch.float64) if self.weights is None else self.weights
+        self.weights = balanced_weights(before, busy)
+
+    def _learn(self, answer: Answer) -> None:
+        self.reports = [Report.unpack(row) for row in answer.reports]
+        if not self._even:
+            self._even = imbalance(self.reports)
+        self._clock.learn(sum(report.pairs for report in self.reports))
+
+    # answers
+
+    def energies(
+        self, positions: Tensor, species: Tensor, cell: Tensor, pbc: Tensor, *, forces: bool, stress: bool
+    ) -> dict[str, Tensor]:
+        """Of a potential: ``energy`` (1,), ``energies`` (N,), ``forces`` (N, 3), ``stress`` (1, 3, 3), all float64.
+
+        Args:
+            positions: (N, 3) float64, Å; need not be wrapped.
+            species: (N,) int64.
+            cell: (3, 3) float64, Å.
+            pbc: (3,) bool.
+            forces: whether wanted.
+            stress: whether wanted.
+
+        Raises:
+            InputError: positions that are not finite or too far out, a flat cell, coincident atoms.
+        """
+        positions = positions.detach().to("cpu", torch.float64)
+        pbc = pbc.cpu()
+        furthest = float(positions.abs().max()) if len(positions) else 0.0
+        if not furthest <= FURTHEST:
+            check_structure(positions, torch.zeros(3, 3), OPEN)
+            raise InputError(f"an atom is {furthest:.1e} Å from the origin; something went wrong before this")
+        self._frame.take(cell.detach().cpu().double().numpy(), pbc.numpy())
+        box = self._frame.cell
+        self._take_system(species.detach().cpu(), pbc, None)
+        home = self._frame.home(positions)
+        at_home = positions if home is None else positions - home @ box
+        offset = at_home.mean(dim=0) if len(at_home) else torch.zeros(3, dtype=torch.float64)
+
+        def ask() -> Answer:
+            remake = self._prepare(positions, box, pbc)
+            step = Step(positions, box, offset, None, forces, stress, remake, self._clock.statistics.skin)
+            return self.channel.step(step.pack())
+
+        answer = self._reliably(ask)
+        self._learn(answer)
+        self._refuse_coincident()
+        found = {"energies": answer.rows[:, 3], "energy": answer.totals["energy"]}
+        if forces:
+            found["forces"] = answer.rows[:, :3]
+        if stress:
+            found["stress"] = answer.totals["stress"]
+        return found
+
+    def _refuse_coincident(self) -> None:
+        nearest = min(self.reports, key=lambda report: report.nearest)
+        if nearest.nearest < COINCIDENT:
+            raise InputError(
+                f"atoms {nearest.receiver} and {nearest.sender} coincide ({nearest.nearest:.1e} Å apart, images "
+                "included); remove one of them or check the cell"
+            )
+
+    def stride(
+        self,
+        positions: Tensor,
+        velocities: Tensor,
+        species: Tensor,
+        cell: Tensor,
+        pbc: Tensor,
+        features: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Of a propagator with a cutoff: positions and velocities (N, 3) a stride later, virtual positions.
+
+        Positions are those of the model's precision; see :meth:`energies` for the rest.
+        """
+        x = positions.detach().to("cpu", torch.float64)
+        pbc, box = pbc.cpu(), cell.detach().cpu().double()
+        self._take_system(species.detach().cpu(), pbc, None if features is None else features.detach().cpu())
+        v = velocities.detach().to("cpu", torch.float64)
+
+        def ask() -> Answer:
+            remake = self._prepare(x, box, pbc)
+            skin = self._clock.statistics.skin
+            return self.channel.step(Step(x, box, x.new_zeros(3), v, remake=remake, skin=skin).pack())
+
+        answer = self._reliably(ask)
+        self._learn(answer)
+        return answer.rows[:, :3], answer.rows[:, 3:], answer.totals["virtual_positions"]
+
+    def graph(self, graph: ParticleGraph, *, forces: bool = False, stress: bool = False) -> Answer:
+        """Of a graph whose edges are given; it is partitioned by itself, and nothing of it is kept."""
+        periodic = graph.num_graphs == 1 and bool(graph.pbc.any())
+        positions = graph.positions.detach().cpu().double()
+        cell = graph.cell[0].cpu().double() if periodic else torch.zeros(3, 3, dtype=torch.float64)
+        pbc = graph.pbc[0].cpu() if periodic else OPEN
+        tensors = {
+            name: value.detach().cpu() for name, value in vars(graph).items() if isinstance(value, Tensor)
+        }
+
+        def ask() -> Answer:
+            owner = self._partition(positions, cell, pbc, graph.edge_index.cpu()).to(torch.int32)
+            message = {"kind": "graph", "graph": tensors, "owner": owner, "forces": forces, "stress": stress}
+            found = self.channel.message(message)
+            assert found is not None
+            return found
+
+        answer = self._reliably(ask)
+        self.reports = [Report.unpack(row) for row in answer.reports]
+        return answer
+
+
+def imbalance(reports: Sequence[Report]) -> float:
+    """Load of the busiest rank over the mean load; the load is edges and particles."""
+    loads = [report.edges + report.particles for report in reports]
+    return max(loads) * len(loads) / max(sum(loads), 1)

@@ -1,0 +1,337 @@
+"""Ranks as processes of this machine, watched: a rank that dies or hangs is told of, and replaced.
+
+The driver takes part in no collective, so nothing that happens to a rank can hold it up: it waits for rank 0's answer,
+for the end of any process, and for heartbeats that stay away.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Sequence
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from egnn_md import errors
+from egnn_md.distributed.coordinator import RankLostError
+from egnn_md.distributed.protocol import Answer, to_bytes
+from egnn_md.distributed.worker import LOST_PEER, Heartbeat
+from egnn_md.errors import InputError, SimulationError
+
+LOOK = 0.1  # seconds between two looks at the heartbeats
+GRACE = 1.0  # seconds in which the others' ends are awaited once one rank is lost: the first cause is told
+PATIENCE = 3  # losses of one rank in one evaluation after which its device is taken as gone
+LOG_LINES = 4
+START_LIMIT = 120.0  # seconds until all ranks have started and met
+MEMORY_OF_A_RANK = 400e6  # bytes; torch and this package, before anything is computed
+
+
+class DeviceLostWarning(UserWarning):
+    """A device is gone for good, and the run goes on with fewer."""
+
+
+class _Worker:
+    def __init__(self, rank: int, device: str, folder: Path, options: dict[str, Any], environment: dict[str, str]) -> None:
+        self.rank, self.device = rank, device
+        self.log = folder / f"rank-{rank}.log"
+        ours, theirs = Pipe()
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "egnn_md.distributed.worker", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                # Ctrl-C is the driver's to handle: it writes its checkpoint with the ranks still there
+                start_new_session=True,
+            )
+        theirs.close()
+        self.channel: Connection = ours
+        self.failure: tuple[str, str, str] | None = None
+        ours.send({**options, "rank": rank, "device": device})
+
+    def last_words(self) -> str:
+        try:
+            lines = self.log.read_text(errors="replace").split("\n")
+        except OSError:
+            return ""
+        return "\n".join(f"    {line}" for line in [line for line in lines if line.strip()][-LOG_LINES:])
+
+    def end(self) -> None:
+        self.process.kill()  # also a stopped one
+        self.process.wait()
+        self.channel.close()
+
+
+class Pool:
+    """Processes that serve a coordinator; see :class:`egnn_md.distributed.coordinator.Channel`.
+
+    Args:
+        devices: of the ranks, ``cpu`` as often as wanted.
+        backend: of the collectives, ``gloo`` or ``nccl``.
+        limit: seconds that one evaluation may take.
+        heartbeat: seconds without a sign of life after which a rank is taken as hanging.
+        threads: of torch in each rank; the machine's cores are shared out if None.
+
+    Attributes:
+        recoveries: what was lost and when: (seconds lost, message).
+
+    Raises:
+        InputError: more ranks than this machine's memory can hold.
+    """
+
+    def __init__(
+        self,
+        devices: Sequence[str],
+        *,
+        backend: str = "gloo",
+        limit: float = 600.0,
+        heartbeat: float = 15.0,
+        threads: int | None = None,
+    ) -> None:
+        self.devices = list(devices)
+        self.backend, self.limit, self.patience = backend, limit, heartbeat
+        self.threads = threads
+        self.recoveries: list[tuple[float, str]] = []
+        self._losses: dict[int, int] = {}
+        self._workers: list[_Worker] = []
+        self._folder: Path | None = None
+        self._heartbeat: Heartbeat | None = None
+        self._began: float | None = None
+        _check_memory(len(self.devices))
+
+    @property
+    def size(self) -> int:
+        """P, number of ranks."""
+        return len(self.devices)
+
+    @property
+    def pids(self) -> list[int]:
+        """Process numbers by rank; empty before the first call."""
+        return [worker.process.pid for worker in self._workers]
+
+    def step(self, frame: Tensor) -> Answer:
+        """See :class:`egnn_md.distributed.coordinator.Channel`."""
+        answer = self._ask(("step", frame.numpy()))
+        assert answer is not None
+        return answer
+
+    def message(self, message: dict[str, Any]) -> Answer | None:
+        """See :class:`egnn_md.distributed.coordinator.Channel`."""
+        return self._ask(("message", to_bytes(message).numpy()))
+
+    def succeeded(self) -> None:
+        """See :class:`egnn_md.distributed.coordinator.Channel`."""
+        self._losses.clear()
+        if self._began is not None:
+            self.recoveries[-1] = (time.monotonic() - self._began, self.recoveries[-1][1])
+            self._began = None
+
+    def recover(self, error: RankLostError) -> None:
+        """New processes with the same devices, or without one that was lost again and again."""
+        self._stop()
+        if self._began is None:
+            self._began = time.monotonic()
+        self.recoveries.append((0.0, str(error)))
+        for rank in error.ranks:
+            self._losses[rank] = self._losses.get(rank, 0) + 1
+        gone = [rank for rank, count in self._losses.items() if count >= PATIENCE]
+        if gone and len(self.devices) > len(gone):
+            names = ", ".join(f"{self.devices[rank]} (rank {rank})" for rank in gone)
+            self.devices = [device for rank, device in enumerate(self.devices) if rank not in gone]
+            self._losses.clear()
+            warnings.warn(
+                f"{names} was lost {PATIENCE} times in one evaluation and is taken as gone; going on with "
+                f"{len(self.devices)} of {len(self.devices) + len(gone)} ranks. Last loss: {error}",
+                DeviceLostWarning,
+                stacklevel=2,
+            )
+        elif gone or sum(self._losses.values()) >= PATIENCE * max(len(self.devices), 1):
+            self.close()
+            raise SimulationError(
+                f"the ranks were lost again and again, and there is none to go on with. Last loss: {error}"
+            ) from error
+        elif not error.ranks and len(self.recoveries) >= PATIENCE and all(
+            not entry[0] for entry in self.recoveries[-PATIENCE:]
+        ):
+            self.close()
+            raise SimulationError(f"{PATIENCE} attempts failed one after another. Last one: {error}") from error
+
+    def close(self) -> None:
+        """End the processes; another call starts new ones."""
+        if self._workers and all(worker.process.poll() is None for worker in self._workers):
+            try:
+                self._workers[0].channel.send(("stop", None))
+                for worker in self._workers:
+                    worker.process.wait(timeout=GRACE)
+            except (OSError, subprocess.TimeoutExpired):
+                pass  # _stop kills what is left
+        self._stop()
+
+    def _stop(self) -> None:
+        for worker in self._workers:
+            worker.end()
+        self._workers = []
+        self._heartbeat = None
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+
+    def __del__(self) -> None:
+        if getattr(self, "_workers", None):
+            self._stop()
+
+    def _start(self) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="egnn-md-ranks-"))
+        self._heartbeat = Heartbeat(self._folder / "heartbeat", self.size)
+        self._heartbeat.times[:] = time.monotonic()
+        cores = len(os.sched_getaffinity(0))
+        threads = self.threads or max(1, cores // max(self.size, 1))
+        options = {
+            "size": self.size,
+            "folder": str(self._folder),
+            "backend": self.backend,
+            "limit": self.limit,
+            "threads": threads,
+        }
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": str(threads),
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        }
+        self._workers = [
+            _Worker(rank, device, self._folder, options, environment) for rank, device in enumerate(self.devices)
+        ]
+        self._await("ready", self._workers, START_LIMIT)
+
+    def _ask(self, request: tuple[str, Any]) -> Answer | None:
+        if not self._workers:
+            self._start()
+        try:
+            self._workers[0].channel.send(request)
+        except OSError:
+            raise self._lost(None) from None
+        (found,) = self._await("done", self._workers[:1], self.limit)
+        if found is None:
+            return None
+        rows, totals, reports = found
+        return Answer(
+            torch.from_numpy(rows),
+            {name: torch.from_numpy(np.asarray(value)) for name, value in totals.items()},
+            torch.from_numpy(reports),
+        )
+
+    def _await(self, kind: str, wanted: Sequence[_Worker], limit: float) -> list[Any]:
+        """What every one of ``wanted`` says under the name ``kind``."""
+        assert self._heartbeat is not None
+        found: dict[int, Any] = {}
+        end = time.monotonic() + limit
+        while len(found) < len(wanted):
+            for channel in wait([worker.channel for worker in self._workers], timeout=LOOK):
+                worker = next(w for w in self._workers if w.channel is channel)
+                try:
+                    said = worker.channel.recv()
+                except (EOFError, OSError):
+                    raise self._lost(None) from None
+                if said[0] == "failed":
+                    worker.failure = said[1:]
+                    raise self._lost(None)
+                if said[0] == kind:
+                    found[worker.rank] = said[1]
+            silent = [w.rank for w in self._workers if self._heartbeat.silence(w.rank) > self.patience]
+            if silent and len(found) < len(wanted):
+                raise self._lost(f"gave no sign of life for {self.patience:g} s", silent)
+            if time.monotonic() > end and len(found) < len(wanted):
+                raise self._lost(f"no answer within the time limit of {limit:g} s", [])
+        return [found[worker.rank] for worker in wanted]
+
+    def _lost(self, reason: str | None, ranks: Sequence[int] = ()) -> RankLostError:
+        """The error that tells what happened to which rank, and its last words; raises one that no retry mends."""
+        end = time.monotonic() + GRACE
+        while reason is None and time.monotonic() < end:
+            self._listen()
+            if any(w.process.poll() not in (None, LOST_PEER) or self._is_cause(w) for w in self._workers):
+                break
+            time.sleep(0.02)
+        time.sleep(0.05)  # a cause and its consequences come together
+        self._listen()
+        for worker in self._workers:
+            if worker.failure is not None and worker.failure[0] != "lost":
+                failure = worker.failure
+                words = worker.last_words()
+                self._stop()
+                raise _final_error(worker.rank, self.size, worker.device, failure, words)
+        causes = [w for w in self._workers if w.rank in ranks] if reason else [
+            w for w in self._workers if w.process.poll() not in (None, 0, LOST_PEER)
+        ]
+        if not causes and reason is None:
+            causes = [w for w in self._workers if w.process.poll() is not None][:1]
+        told = [f"rank {w.rank} of {self.size} ({w.device}) {reason or _end(w.process.poll())}" for w in causes]
+        text = "; ".join(told) or f"{self.size} ranks: {reason or 'the connection was lost'}"
+        words = [w.last_words() for w in causes if w.last_words()]
+        if words:
+            text += "; last lines of its log:\n" + "\n".join(words)
+        return RankLostError(text, [w.rank for w in causes])
+
+    def _is_cause(self, worker: _Worker) -> bool:
+        return worker.failure is not None and worker.failure[0] != "lost"
+
+    def _listen(self) -> None:
+        for worker in self._workers:
+            try:
+                while worker.failure is None and worker.channel.poll():
+                    said = worker.channel.recv()
+                    if said[0] == "failed":
+                        worker.failure = said[1:]
+            except (EOFError, OSError):
+                continue
+
+
+def _end(code: int | None) -> str:
+    if code is None:
+        return "stopped answering"
+    if code < 0:
+        name = signal.Signals(-code).name
+        hint = " (the system may have run out of memory)" if -code == signal.SIGKILL else ""
+        return f"was ended by {name}{hint}"
+    return f"ended with exit code {code}"
+
+
+def _final_error(rank: int, size: int, device: str, failure: tuple[str, str, str], words: str) -> Exception:
+    kind, name, text = failure
+    place = f"rank {rank} of {size} ({device})"
+    if kind == "memory":
+        return SimulationError(
+            f"{place} ran out of memory when it asked for {text} more; use more devices, a smaller system or float32"
+        )
+    found = getattr(errors, name, None)
+    if isinstance(found, type) and issubclass(found, errors.EgnnMdError):
+        return found(f"{place}: {text}")
+    return SimulationError(f"{place} failed with {name}: {text}; last lines of its log:\n{words}")
+
+
+def _check_memory(ranks: int) -> None:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return
+    values = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.split()[1:2]}
+    free = values.get("MemAvailable", 0)
+    if free and ranks * MEMORY_OF_A_RANK > free:
+        raise InputError(
+            f"{ranks} ranks need about {ranks * MEMORY_OF_A_RANK / 1e9:.1f} GB before they hold anything, and this "
+            f"machine has {free / 1e9:.1f} GB free; use at most {int(free // MEMORY_OF_A_RANK)}"
+        )

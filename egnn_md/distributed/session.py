@@ -1,0 +1,185 @@
+"""Ranks that ``torchrun`` started: the same script runs on all; rank 0 drives the engine and the others serve."""
+
+from __future__ import annotations
+
+import atexit
+import os
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from egnn_md.distributed.coordinator import RankLostError
+from egnn_md.distributed.protocol import Answer, to_bytes
+from egnn_md.distributed.rank import Rank, follow, lead_message, lead_step, lead_stop
+from egnn_md.distributed.wire import BACKENDS, Wire, open_group
+from egnn_md.distributed.worker import FOREVER, describe_failure
+from egnn_md.errors import InputError, SimulationError
+
+MEETING = 120.0  # seconds in which all ranks must have come to serve() or to the first model
+LIMIT = 600.0  # seconds that a collective may take
+_open: LaunchedRanks | None = None
+
+
+def launched() -> bool:
+    """Whether ``torchrun`` (or what sets its variables) started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ and "MASTER_PORT" in os.environ
+
+
+def serve() -> bool:
+    """To be called first in a script that ``torchrun`` runs: ranks other than 0 work here until rank 0 is done.
+
+    Returns:
+        True on a rank that has served and has nothing left to do; False on rank 0 and where there is no ``torchrun``::
+
+            if serve():
+                sys.exit()
+            atoms.calc = FastEGNNCalculator(ParallelPotential("water"))
+
+    Raises:
+        SimulationError: another rank was lost.
+        InputError: ranks of different versions; a port that is in use; NCCL without GPUs.
+    """
+    if not launched() or int(os.environ["RANK"]) == 0:
+        return False
+    rank = _meet()
+    try:
+        follow(rank)
+    except RuntimeError as error:
+        kind, text = describe_failure(error)
+        if kind != "lost":
+            raise
+        raise SimulationError(f"rank {rank.wire.rank} lost the others: {text}") from error
+    return True
+
+
+class LaunchedRanks:
+    """Rank 0 of ``torchrun``'s processes, as a coordinator sees them."""
+
+    def __init__(self, rank: Rank) -> None:
+        self._rank = rank
+        self.size = rank.wire.size
+
+    def _ask(self, call: Any) -> Any:
+        try:
+            return call()
+        except RuntimeError as error:
+            kind, text = describe_failure(error)
+            if kind != "lost":
+                raise
+            raise RankLostError(text) from error
+
+    def step(self, frame: Tensor) -> Answer:
+        """See :class:`egnn_md.distributed.coordinator.Channel`."""
+        answer: Answer = self._ask(lambda: lead_step(self._rank, frame))
+        return answer
+
+    def message(self, message: dict[str, Any]) -> Answer | None:
+        """See :class:`egnn_md.distributed.coordinator.Channel`."""
+        answer: Answer | None = self._ask(lambda: lead_message(self._rank, to_bytes(message)))
+        return answer
+
+    def succeeded(self) -> None:
+        """Nothing to note."""
+
+    def recover(self, error: RankLostError) -> None:
+        """Only torchrun can start ranks again."""
+        raise SimulationError(
+            f"a rank was lost: {error}. Let torchrun start all of them again (--max-restarts) and the run go on from "
+            "its checkpoint (--resume)"
+        ) from error
+
+    def close(self) -> None:
+        """The ranks go when rank 0's Python ends: another model may need them."""
+
+
+def channel(devices: int | Sequence[str] | None, backend: str | None) -> LaunchedRanks:
+    """The ranks that torchrun started, at rank 0.
+
+    Raises:
+        InputError: not rank 0; a number of devices that is not theirs; see :func:`serve`.
+    """
+    global _open
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if rank != 0:
+        raise InputError(
+            f"rank {rank} of {size} runs the script itself, but only rank 0 may; call egnn_md.distributed.serve() "
+            "first, and leave the script where it returns True"
+        )
+    asked = devices if devices is None or isinstance(devices, int) else len(devices)
+    if asked is not None and asked != size:
+        raise InputError(f"devices = {asked}, but torchrun started {size} processes; leave devices out, or make them agree")
+    if _open is None:
+        _open = LaunchedRanks(_meet(backend))
+        atexit.register(_end)
+    return _open
+
+
+def _end() -> None:
+    if _open is not None:
+        try:
+            lead_stop(_open._rank)
+        except RuntimeError:  # they are gone already
+            return
+
+
+def check_backend(backend: str) -> None:
+    """Raises InputError for NCCL without GPUs or an unknown backend."""
+    if backend not in BACKENDS:
+        raise InputError(f"backend must be one of {', '.join(BACKENDS)}, not {backend!r}")
+    if backend == "nccl" and not torch.cuda.is_available():
+        raise InputError("NCCL needs CUDA devices, and this machine has none that torch can use; use backend='gloo'")
+
+
+def _versions() -> str:
+    from importlib.metadata import version
+
+    return f"egnn-md {version('egnn-md')}, torch {torch.__version__}"
+
+
+def _meet(backend: str | None = None) -> Rank:
+    """Open the groups together with the other ranks."""
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    chosen = backend or os.environ.get("EGNN_MD_BACKEND") or ("nccl" if torch.cuda.is_available() else "gloo")
+    check_backend(chosen)
+    device = torch.device("cpu")
+    if chosen == "nccl":
+        if local >= torch.cuda.device_count():
+            raise InputError(
+                f"local rank {local} has no GPU of its own (CUDA devices found: {torch.cuda.device_count()}); start "
+                "fewer processes a machine, or set EGNN_MD_BACKEND=gloo"
+            )
+        device = torch.device("cuda", local)
+        torch.cuda.set_device(device)
+    place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    try:
+        store, rank, size = next(dist.rendezvous("env://", timeout=timedelta(seconds=MEETING)))
+        store = dist.PrefixStore(f"egnn-md-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        _check_versions(store, rank, size)
+        control = open_group(dist.PrefixStore("control", store), rank, size, limit=FOREVER)
+        compute = open_group(dist.PrefixStore("compute", store), rank, size, backend=chosen, limit=LIMIT)
+    except dist.DistNetworkError as error:
+        if "address already in use" in str(error).lower():
+            raise InputError(f"the port of {place} is in use; choose another one with torchrun --master-port") from error
+        raise InputError(f"rank {rank} of {size} cannot reach {place}: {error}") from error
+    except dist.DistStoreError as error:
+        raise InputError(
+            f"rank {rank} of {size} waited {MEETING:g} s for the others in vain; every rank must call "
+            "egnn_md.distributed.serve(), and rank 0 make a ParallelPotential or ParallelPropagator"
+        ) from error
+    return Rank(Wire(compute, rank, size), Wire(control, rank, size), device)
+
+
+def _check_versions(store: Any, rank: int, size: int) -> None:
+    mine = _versions()
+    store.set(f"version-{rank}", mine)
+    for other in range(size):
+        theirs = store.get(f"version-{other}").decode()
+        if theirs != mine:
+            raise InputError(
+                f"rank {rank} runs {mine}, but rank {other} runs {theirs}; install the same versions on every machine"
+            )
