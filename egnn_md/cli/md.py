@@ -33,6 +33,15 @@ def command(
         str | None, _option("OpenMM platform: Reference, CPU, CUDA, OpenCL. (default: by --device)", _ENGINE)
     ] = None,
     device: Annotated[str | None, _option("Torch device: cpu, cuda, cuda:1. (default: cpu)", _ENGINE)] = None,
+    devices: Annotated[
+        int | None, _option("Split the model over so many devices; under torchrun all of its. (default: 1)", _ENGINE)
+    ] = None,
+    partition: Annotated[
+        str | None, _option("bisection, random, k-means, metis or spectral. (default: bisection)", _ENGINE)
+    ] = None,
+    mode: Annotated[
+        str | None, _option("exact, or paper: edges between devices are dropped. (default: exact)", _ENGINE)
+    ] = None,
     dtype: Annotated[str | None, _option("float32 or float64. (default: float32)", _ENGINE)] = None,
     implementation: Annotated[
         str | None,
@@ -118,15 +127,20 @@ def run(given: dict[str, Any], *, resume: bool, overwrite: bool) -> int:
     """
     from rich.console import Console
 
+    from egnn_md.distributed.session import restarted, serve
     from egnn_md.errors import ConfigError
     from egnn_md.simulation.request import MDRequest
     from egnn_md.simulation.rundir import RunDirectory
     from egnn_md.simulation.simulate import simulate
 
+    if serve():  # under torchrun, every rank but the first
+        return 0
     if "output" not in given:
         raise ConfigError("--output is missing: name the directory that the run is written to")
     if resume and overwrite:
         raise ConfigError("--resume and --overwrite exclude each other")
+    if restarted() and not overwrite and RunDirectory(given["output"]).checkpoint.exists():
+        resume = True
     if resume:
         request = RunDirectory(given["output"]).request().changed(given)
     else:

@@ -6,7 +6,7 @@ works: :mod:`egnn_md.distributed.part` (who owns what, and what a network tells 
 
 from egnn_md.distributed.parallel import ParallelPotential, ParallelPropagator
 from egnn_md.distributed.partition import METHODS, Partition, PartitionQuality, partition
-from egnn_md.distributed.pool import DeviceLostWarning
+from egnn_md.distributed.pool import DeviceLostWarning, RankLostWarning
 from egnn_md.distributed.session import serve
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "ParallelPropagator",
     "Partition",
     "PartitionQuality",
+    "RankLostWarning",
     "partition",
     "serve",
 ]

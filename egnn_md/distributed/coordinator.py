@@ -28,7 +28,9 @@ OPEN = torch.zeros(3, dtype=torch.bool)
 class Channel(Protocol):
     """The way to the ranks."""
 
-    size: int
+    @property
+    def size(self) -> int:
+        """P, number of ranks."""
 
     def step(self, frame: Tensor) -> Answer:
         """One evaluation."""
@@ -143,7 +145,7 @@ class Coordinator:
             self.channel.message(self._network)
         if self._system is None or self._owner is None:
             return
-        if self._owner.numel() and int(self._owner.max()) >= self.channel.size or self._size != self.channel.size:
+        if self._size != self.channel.size:
             self.forget()  # fewer ranks than before
             return
         self._tell_system()

@@ -21,8 +21,9 @@ from egnn_md.errors import InputError
 from egnn_md.graph import ParticleGraph
 from egnn_md.kernels import PATHS
 from egnn_md.models.base import Potential
-from egnn_md.models.evaluate import check_elements
+from egnn_md.models.evaluate import EvaluatesItself, check_elements
 from egnn_md.models.propagator import Prediction, check_known
+from egnn_md.neighbors import VerletStatistics
 from egnn_md.neighbors.verlet import check_skin
 
 
@@ -50,7 +51,9 @@ def device_names(devices: int | Sequence[str], device: str = "cpu") -> list[str]
         if found.type not in ("cpu", "cuda"):
             raise InputError(f"ranks run on cpu or cuda, not on {name!r}")
         if found.type == "cuda" and (found.index or 0) >= there:
-            raise InputError(f"the device {name} is not there (CUDA devices found: {there}); use fewer, or device='cpu'")
+            raise InputError(
+                f"the device {name} is not there (CUDA devices found: {there}); use fewer, or device='cpu'"
+            )
     kinds = {torch.device(name).type for name in names}
     if len(kinds) > 1:
         raise InputError(f"devices {names} mix CPU and CUDA, between which there is no backend; choose one kind")
@@ -127,6 +130,12 @@ class _Parallel:
         """Ranks that were lost and replaced: seconds until the answer was there after all, and what had happened."""
         return list(getattr(self.channel, "recoveries", []))
 
+    @property
+    def neighbor_statistics(self) -> VerletStatistics:
+        """How often the neighbour lists were used and made anew."""
+        statistics: VerletStatistics = self.coordinator.statistics
+        return statistics
+
     def quality(self, edge_index: Tensor) -> PartitionQuality:
         """Particles, edges, halo and cut edges of each rank as partitioned now, for these edges (2, E).
 
@@ -169,7 +178,7 @@ class _Parallel:
         self.close()
 
 
-class ParallelPotential(_Parallel, Potential):
+class ParallelPotential(_Parallel, EvaluatesItself, Potential):
     """A potential over several devices: the same energies, forces and stress as on one, by default.
 
     It goes wherever a potential goes that is evaluated: ``FastEGNNCalculator``, ``PythonForce``, ``evaluate``. Worker
@@ -259,7 +268,14 @@ class ParallelPotential(_Parallel, Potential):
         )
 
     def evaluate_structure(
-        self, positions: Tensor, species: Tensor, cell: Tensor, pbc: Tensor, *, forces: bool = True, stress: bool = False
+        self,
+        positions: Tensor,
+        species: Tensor,
+        cell: Tensor,
+        pbc: Tensor,
+        *,
+        forces: bool = True,
+        stress: bool = False,
     ) -> dict[str, Tensor]:
         """``energy`` (1,), ``energies`` (N,), ``forces`` (N, 3), ``stress`` (1, 3, 3): float64, eV and Å.
 

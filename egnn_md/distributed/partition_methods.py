@@ -76,8 +76,7 @@ def lengths_along_axes(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray)
     inverse = np.linalg.pinv(rows)  # (3, k): the fraction along each periodic vector
     heights = 1.0 / np.linalg.norm(inverse, axis=0)
     grid = FRACTION_GRID[4 if positions.dtype.itemsize <= 4 else 8]
-    fractions = points @ inverse
-    fractions = np.mod(np.rint((fractions - np.floor(fractions)) * grid), grid) / grid
+    fractions = np.mod(np.rint(points @ inverse * grid), grid) / grid
     coordinates = np.concatenate([fractions * heights, points @ open_axes(rows).T], axis=1)
     return np.ascontiguousarray(coordinates.T), np.concatenate([heights, np.full(3 - len(rows), np.inf)])
 

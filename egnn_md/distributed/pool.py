@@ -38,12 +38,18 @@ START_LIMIT = 120.0  # seconds until all ranks have started and met
 MEMORY_OF_A_RANK = 400e6  # bytes; torch and this package, before anything is computed
 
 
+class RankLostWarning(UserWarning):
+    """A rank died or hung; it was replaced, and what was lost with it is repeated."""
+
+
 class DeviceLostWarning(UserWarning):
     """A device is gone for good, and the run goes on with fewer."""
 
 
 class _Worker:
-    def __init__(self, rank: int, device: str, folder: Path, options: dict[str, Any], environment: dict[str, str]) -> None:
+    def __init__(
+        self, rank: int, device: str, folder: Path, options: dict[str, Any], environment: dict[str, str]
+    ) -> None:
         self.rank, self.device = rank, device
         self.log = folder / f"rank-{rank}.log"
         ours, theirs = Pipe()
@@ -169,6 +175,10 @@ class Pool:
         ):
             self.close()
             raise SimulationError(f"{PATIENCE} attempts failed one after another. Last one: {error}") from error
+        else:
+            warnings.warn(
+                f"{error}\nAll ranks are started again and the evaluation is repeated.", RankLostWarning, stacklevel=2
+            )
 
     def close(self) -> None:
         """End the processes; another call starts new ones."""
@@ -271,9 +281,9 @@ class Pool:
         for worker in self._workers:
             if worker.failure is not None and worker.failure[0] != "lost":
                 failure = worker.failure
-                words = worker.last_words()
+                log = worker.last_words()
                 self._stop()
-                raise _final_error(worker.rank, self.size, worker.device, failure, words)
+                raise _final_error(worker.rank, self.size, worker.device, failure, log)
         causes = [w for w in self._workers if w.rank in ranks] if reason else [
             w for w in self._workers if w.process.poll() not in (None, 0, LOST_PEER)
         ]

@@ -29,6 +29,11 @@ def launched() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ and "MASTER_PORT" in os.environ
 
 
+def restarted() -> bool:
+    """Whether ``torchrun`` started all ranks again after one was lost: a run then goes on from its checkpoint."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
 def serve() -> bool:
     """To be called first in a script that ``torchrun`` runs: ranks other than 0 work here until rank 0 is done.
 
@@ -111,7 +116,9 @@ def channel(devices: int | Sequence[str] | None, backend: str | None) -> Launche
         )
     asked = devices if devices is None or isinstance(devices, int) else len(devices)
     if asked is not None and asked != size:
-        raise InputError(f"devices = {asked}, but torchrun started {size} processes; leave devices out, or make them agree")
+        raise InputError(
+            f"devices = {asked}, but torchrun started {size} processes; leave devices out, or make them agree"
+        )
     if _open is None:
         _open = LaunchedRanks(_meet(backend))
         atexit.register(_end)
@@ -164,7 +171,9 @@ def _meet(backend: str | None = None) -> Rank:
         compute = open_group(dist.PrefixStore("compute", store), rank, size, backend=chosen, limit=LIMIT)
     except dist.DistNetworkError as error:
         if "address already in use" in str(error).lower():
-            raise InputError(f"the port of {place} is in use; choose another one with torchrun --master-port") from error
+            raise InputError(
+                f"the port of {place} is in use; choose another one with torchrun --master-port"
+            ) from error
         raise InputError(f"rank {rank} of {size} cannot reach {place}: {error}") from error
     except dist.DistStoreError as error:
         raise InputError(

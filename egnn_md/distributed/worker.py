@@ -18,7 +18,9 @@ import numpy as np
 LOST_PEER = 75  # exit code of a rank whose collective failed because another one went away
 BEAT = 0.2  # seconds between two heartbeats
 FOREVER = 10 * 365 * 86400.0  # seconds; ranks wait for the next step as long as nobody asks for one
-_ALLOCATOR = re.compile(r"(?:not enough memory|out of memory|can't allocate memory).*?(\d[\d.]* ?(?:bytes|[KMGT]i?B))", re.S)
+_ALLOCATOR = re.compile(
+    r"(?:not enough memory|out of memory|can't allocate memory).*?(\d[\d.]* ?(?:bytes|[KMGT]i?B))", re.DOTALL
+)
 _COLLECTIVE = re.compile(r"gloo|nccl|connection (?:closed|reset|refused)|timed out|broken pipe", re.I)
 
 

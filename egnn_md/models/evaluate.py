@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from ase.data import chemical_symbols
@@ -12,20 +12,43 @@ from torch import Tensor
 from egnn_md.errors import InputError, UnknownElementError
 from egnn_md.graph import ParticleGraph
 from egnn_md.models.base import Potential
+from egnn_md.neighbors import VerletStatistics
 from egnn_md.nn.gradients import without_weights
 from egnn_md.nn.segment import segment_sum
 
-@runtime_checkable
-class EvaluatesItself(Protocol):
-    """A potential that gives energies and forces together, such as one whose atoms are in other processes."""
+
+class EvaluatesItself:
+    """A potential that gives energies and forces together, such as one whose atoms are in other processes.
+
+    Calculators and forces ask it by structure, :func:`evaluate` by graph; its device, dtype, neighbour lists and
+    kernels are its own.
+    """
 
     def evaluate_graph(self, graph: ParticleGraph, *, forces: bool = True, stress: bool = False) -> dict[str, Tensor]:
         """What :func:`evaluate` gives."""
+        raise NotImplementedError
 
     def evaluate_structure(
-        self, positions: Tensor, species: Tensor, cell: Tensor, pbc: Tensor, *, forces: bool = True, stress: bool = False
+        self,
+        positions: Tensor,
+        species: Tensor,
+        cell: Tensor,
+        pbc: Tensor,
+        *,
+        forces: bool = True,
+        stress: bool = False,
     ) -> dict[str, Tensor]:
         """The same of a structure (N, 3), (N,), (3, 3), (3,) whose neighbours it finds itself; all in float64."""
+        raise NotImplementedError
+
+    @property
+    def neighbor_statistics(self) -> VerletStatistics:
+        """Of its neighbour lists."""
+        raise NotImplementedError
+
+    def forget(self) -> None:
+        """Drop what is kept from one structure to the next."""
+        raise NotImplementedError
 
 
 #: The last species that passed: a weak reference to the tensor, its version, and the elements it was compared with.
@@ -85,7 +108,8 @@ def evaluate(
     if isinstance(model, EvaluatesItself):
         if training:
             raise InputError(
-                f"a {type(model).__name__} cannot be trained through: its ranks keep no graph; see egnn-md train --devices"
+                f"a {type(model).__name__} cannot be trained through: its ranks keep no graph; "
+                "see egnn-md train --devices"
             )
         return model.evaluate_graph(graph, forces=forces, stress=stress)
     check_elements(model, graph.species)
@@ -129,14 +153,11 @@ def evaluate(
                 strain_gradient = filled.pop(0)
         # the parts' shares add up; alone they are the whole
         result["energy"], total_gradient = model.communication.total([energy, strain_gradient.to(energy.dtype)])
-        if wanted:
-            if stress:
-                strain_gradient = total_gradient.to(cell.dtype)
-                volume = torch.linalg.det(cell).abs()[:, None, None]
-                full = graph.pbc.all(dim=1)[:, None, None] & (volume > 0)
-                result["stress"] = torch.where(
-                    full, strain_gradient / torch.where(full, volume, torch.ones_like(volume)), 0.0
-                )
+        if stress:
+            volume = torch.linalg.det(cell).abs()[:, None, None]
+            full = graph.pbc.all(dim=1)[:, None, None] & (volume > 0)
+            by_volume = total_gradient.to(cell.dtype) / torch.where(full, volume, torch.ones_like(volume))
+            result["stress"] = torch.where(full, by_volume, 0.0)
     if not training:
         result = {name: value.detach() for name, value in result.items()}
     return result

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +37,7 @@ def _describe(model: Potential, source: str) -> dict[str, Any]:
 
 
 def open_model(request: MDRequest, model: Potential | None = None) -> tuple[Potential, dict[str, Any]]:
-    """Load the model of ``request`` in its dtype (on the CPU), or take ``model``; with its description.
+    """Load the model of ``request`` in its dtype (on the CPU, or over its devices), or take ``model``; describe it.
 
     Raises:
         ModelFileError: no such model, or a file that is not one.
@@ -44,10 +46,13 @@ def open_model(request: MDRequest, model: Potential | None = None) -> tuple[Pote
     import torch
 
     from egnn_md.checkpoint import load_model
+    from egnn_md.distributed import ParallelPotential
+    from egnn_md.distributed.session import launched
     from egnn_md.models.base import Potential
 
     if model is not None:
         return model, _describe(model, "Python object")
+    split = request.devices > 1 or launched()
     loaded = load_model(request.model, dtype=getattr(torch, request.dtype))
     if not isinstance(loaded, Potential):
         raise InputError(
@@ -57,7 +62,35 @@ def open_model(request: MDRequest, model: Potential | None = None) -> tuple[Pote
     source = request.model
     if Path(source).is_file():
         source = Path(source).name
-    return loaded, _describe(loaded, source)
+    description = _describe(loaded, source)
+    if not split:
+        return loaded, description
+    parallel = ParallelPotential(
+        loaded,
+        None if launched() and request.devices == 1 else request.devices,
+        device=request.device,
+        dtype=request.dtype,
+        mode=request.mode,
+        partition=request.partition,
+    )
+    return parallel, {**description, "devices": parallel.devices, "partition": request.partition, "mode": request.mode}
+
+
+@contextmanager
+def closing_models() -> Iterator[Callable[[Any], Any]]:
+    """Gives a function that notes what was opened; its ranks are ended when the block is left."""
+    opened: list[Any] = []
+
+    def note(model: Any) -> Any:
+        opened.append(model)
+        return model
+
+    try:
+        yield note
+    finally:
+        for model in opened:
+            if hasattr(model, "close"):
+                model.close()
 
 
 def check_model(model: Potential, structure: Structure) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -15,7 +15,7 @@ class MDRequest(OptionsModel):
 
     noun = "run"
     positional = "structure"
-    changeable = frozenset({"steps", "output"})
+    changeable = frozenset({"steps", "output", "devices"})
 
     structure: str | None = Field(None, description="structure file; not needed with --continue-from")
     topology: str | None = Field(None, description="file whose residues and bonds replace those of the structure")
@@ -31,6 +31,9 @@ class MDRequest(OptionsModel):
     platform: str | None = Field(None, description="OpenMM platform: Reference, CPU, CUDA, OpenCL, HIP")
     device: str = Field("cpu", description="torch device of the model: cpu, cuda, cuda:1")
     dtype: Literal["float32", "float64"] = "float32"
+    devices: int = Field(1, ge=1, le=1024, description="the model is split over so many")
+    partition: Literal["bisection", "random", "k-means", "metis", "spectral"] = "bisection"
+    mode: Literal["exact", "paper"] = Field("exact", description="paper drops edges between devices")
     implementation: Literal["torch", "python"] = Field("torch", description="OpenMM: TorchForce or PythonForce")
     minimize: bool = True
     minimize_steps: int = Field(200, gt=0, description="most iterations of the minimiser")
@@ -43,6 +46,14 @@ class MDRequest(OptionsModel):
     check_interval: int = Field(10, gt=0, description="steps between looks of the guards")
     max_temperature: float | None = Field(None, gt=0, description="K; above it the run stops as exploded")
     continue_from: Path | None = Field(None, description="run whose last state is the start of this one")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_devices(cls, given: Any) -> Any:
+        """Over several devices a potential runs behind a PythonForce; nobody has to say so."""
+        if isinstance(given, dict) and given.get("devices", 1) != 1 and given.get("engine", "openmm") == "openmm":
+            return {"implementation": "python", **given}
+        return given
 
     @model_validator(mode="after")
     def _together(self) -> Self:
@@ -59,6 +70,8 @@ class MDRequest(OptionsModel):
             raise ValueError("--platform belongs to --engine openmm; with --engine ase use --device")
         if self.engine == "ase" and self.implementation == "python":
             raise ValueError("--implementation belongs to --engine openmm; leave it out with --engine ase")
+        if self.devices > 1 and self.engine == "openmm" and self.implementation == "torch":
+            raise ValueError("--implementation torch runs on one device; with --devices use --implementation python")
         if self.ensemble != "nve" and self.temperature == 0:
             raise ValueError(f"--temperature 0 has no meaning with --ensemble {self.ensemble}; use --ensemble nve")
         return self

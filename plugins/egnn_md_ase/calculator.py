@@ -16,12 +16,13 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 from egnn_md.checkpoint import load_model
 from egnn_md.errors import InputError, SimulationError
-from egnn_md.graph import COINCIDENT, ParticleGraph, check_cell, check_structure
+from egnn_md.graph import COINCIDENT, ParticleGraph, check_structure
 from egnn_md.kernels import accelerate
 from egnn_md.models.base import Potential
 from egnn_md.models.cuda_graphs import CudaGraphEvaluator
-from egnn_md.models.evaluate import check_elements, evaluate
+from egnn_md.models.evaluate import EvaluatesItself, check_elements, evaluate
 from egnn_md.neighbors import VerletList, VerletStatistics, neighbor_list
+from egnn_md.neighbors.frame import Frame
 from egnn_md.neighbors.verlet import check_skin
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -40,7 +41,9 @@ class FastEGNNCalculator(Calculator):
 
     Args:
         model: name of an installed model, path of a model file, or a potential (copied: later changes of
-            yours, such as more training, do not reach the calculator).
+            yours, such as more training, do not reach the calculator). A
+            :class:`egnn_md.distributed.ParallelPotential` is used as it is, with its own devices, dtype, skin,
+            neighbour lists and kernels.
         device: ``cpu``, ``cuda``, ``cuda:1``...
         dtype: ``float32`` (fast) or ``float64`` (phonons, tight relaxation). Positions are wrapped in float64
             before they are rounded, so atoms that diffused far keep their precision.
@@ -80,7 +83,12 @@ class FastEGNNCalculator(Calculator):
         check_skin(skin)
         # an unknown or missing backend speaks up now, not at the first step
         neighbor_list(np.zeros((1, 3)), np.zeros((3, 3)), np.zeros(3, dtype=bool), 1.0, backend=backend)
-        self.model = accelerate(_potential(model, self.device, self.dtype), kernels)
+        self.model: Any
+        if isinstance(model, EvaluatesItself) and isinstance(model, Potential):
+            self.model = model  # it holds processes, of which there is no copy, and its options are its own
+            self.dtype = model.dtype
+        else:
+            self.model = accelerate(_potential(model, self.device, self.dtype), kernels)
         self._graphs = CudaGraphEvaluator(self.model) if cuda_graphs else None
         name = str(model) if isinstance(model, (str, Path)) else type(model).__name__
         self.parameters.update(
@@ -97,6 +105,8 @@ class FastEGNNCalculator(Calculator):
     @property
     def neighbor_statistics(self) -> VerletStatistics:
         """How often the neighbour list was used and how often it had to be made, since this object exists."""
+        if isinstance(self.model, EvaluatesItself):
+            return self.model.neighbor_statistics
         return self._neighbors.statistics
 
     def forget(self) -> None:
@@ -107,6 +117,8 @@ class FastEGNNCalculator(Calculator):
         """
         self.reset()
         self._neighbors.reset()
+        if isinstance(self.model, EvaluatesItself):
+            self.model.forget()
 
     @property
     def card(self) -> Any:
@@ -167,11 +179,17 @@ class FastEGNNCalculator(Calculator):
 
     def _evaluate(self, atoms: Atoms, stress: bool) -> dict[str, Any]:
         forces = bool(self._wanted)  # a Monte Carlo run that never asks for forces pays for none
-        graph = self._graph(atoms)
-        if self._graphs is not None and forces and not stress:
-            answer = self._graphs(graph)
+        if isinstance(self.model, EvaluatesItself):
+            self._set_species(atoms.numbers)
+            answer = self.model.evaluate_structure(
+                torch.from_numpy(np.array(atoms.positions, dtype=np.float64)), self._species,
+                torch.from_numpy(np.array(atoms.cell.array)), torch.from_numpy(np.array(atoms.pbc)),
+                forces=forces, stress=stress,
+            )  # fmt: skip
+        elif self._graphs is not None and forces and not stress:
+            answer = self._graphs(self._graph(atoms))
         else:
-            answer = evaluate(self.model, graph, forces=forces, stress=stress)
+            answer = evaluate(self.model, self._graph(atoms), forces=forces, stress=stress)
         energy = float(answer["energy"][0])
         results: dict[str, Any] = {
             "energy": energy,
@@ -241,43 +259,6 @@ class FastEGNNCalculator(Calculator):
         self._species = species.to(self.device)
         self._batch = torch.zeros_like(self._species)
         self._numbers = np.array(numbers)
-
-
-class Frame:
-    """A cell with what follows from it, worked out again only where it changes.
-
-    float32 holds 7 digits: an atom at 1,000 Å, where unwrapped diffusion takes it, would be known to 1e-4 Å. So the
-    model gets positions near the origin; lattice translations of single atoms and one translation of all of them
-    change no energy.
-    """
-
-    def __init__(self) -> None:
-        self._given: tuple[bytes, bytes] = (b"", b"")
-        self.cell = torch.zeros(3, 3, dtype=torch.float64)
-        self.pbc = torch.zeros(3, dtype=torch.bool)
-        self._inverse = self.cell
-
-    def take(self, cell: np.ndarray, pbc: np.ndarray) -> None:
-        """Cell (3, 3), Å, and flags (3,) of now. Raises InputError for a cell that is flat or not finite."""
-        given = (cell.tobytes(), pbc.tobytes())
-        if given == self._given:
-            return
-        flags = torch.from_numpy(np.array(pbc, dtype=bool))
-        box = torch.from_numpy(np.array(cell, dtype=np.float64))
-        box = torch.where(flags[:, None], box, torch.zeros_like(box))
-        check_cell(box, flags)
-        self.cell, self.pbc, self._given = box, flags, given
-        # rows of open directions are zero; pinv then solves for the periodic components only
-        self._inverse = torch.linalg.pinv(box)
-
-    def home(self, positions: torch.Tensor) -> torch.Tensor | None:
-        """(N, 3) whole numbers: the lattice vectors to take off atoms more than half a cell outside; None if open.
-
-        An atom at the boundary stays where it is, so that its crossings change nothing.
-        """
-        if not bool(self.pbc.any()):
-            return None
-        return torch.trunc(positions @ self._inverse - 0.5) * self.pbc
 
 
 def _plain(tensor: torch.Tensor) -> np.ndarray:

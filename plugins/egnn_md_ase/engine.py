@@ -21,7 +21,7 @@ from ase.optimize import FIRE2
 from egnn_md.errors import EgnnMdError
 from egnn_md.simulation.driver import DriveOptions, RunResult, drive
 from egnn_md.simulation.engine import Engine, EngineError, Observation
-from egnn_md.simulation.models import check_model, open_model
+from egnn_md.simulation.models import check_model, closing_models, open_model
 from egnn_md.simulation.request import MDRequest
 from egnn_md.simulation.rundir import RunDirectory
 from egnn_md.simulation.structure import Structure
@@ -197,8 +197,9 @@ def run_md(
         from egnn_md_ase.calculator import FastEGNNCalculator
 
         potential, description = open_model(request, model)
-        check_model(potential, structure)
+        check_model(note(potential) if model is None else potential, structure)
         calculator = FastEGNNCalculator(potential, device=request.device, dtype=request.dtype)
         return ASEEngine(structure, request, calculator), description
 
-    return drive(build, request, run, options or DriveOptions())
+    with closing_models() as note:
+        return drive(build, request, run, options or DriveOptions())

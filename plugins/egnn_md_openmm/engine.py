@@ -16,7 +16,7 @@ import numpy as np
 from egnn_md.errors import InputError, SimulationError
 from egnn_md.simulation.driver import DriveOptions, RunResult, drive
 from egnn_md.simulation.engine import Engine, EngineError, Observation
-from egnn_md.simulation.models import check_model, open_model
+from egnn_md.simulation.models import check_model, closing_models, open_model
 from egnn_md.simulation.request import MDRequest
 from egnn_md.simulation.rundir import RunDirectory
 from egnn_md.simulation.structure import Structure
@@ -206,7 +206,7 @@ class OpenMMEngine:
         is cheap it is made anew here too, which makes a resumed run equal an uninterrupted one bit by bit.
         """
         if self._callback is not None:
-            self._callback.neighbors.reset()
+            self._callback.forget()
         if self._barostat is not None and self.platform in ("Reference", "CPU"):
             self.context.reinitialize(preserveState=True)
         else:
@@ -292,7 +292,7 @@ def run_md(
             )
         choose_platform(request)
         potential, description = open_model(request, model)
-        check_model(potential, structure)
+        check_model(note(potential) if model is None else potential, structure)
         system = create_system(
             openmm_topology(structure),
             potential,
@@ -306,4 +306,5 @@ def run_md(
         callback = next((c for c in callbacks if c is not None), None)
         return OpenMMEngine(structure, request, system, callback), description
 
-    return drive(build, request, run, options or DriveOptions())
+    with closing_models() as note:
+        return drive(build, request, run, options or DriveOptions())

@@ -17,6 +17,7 @@ from egnn_md.export.torchscript import DTYPES, resolve_dtype
 from egnn_md.graph import ParticleGraph
 from egnn_md.kernels import accelerate
 from egnn_md.models import Potential, evaluate
+from egnn_md.models.evaluate import EvaluatesItself
 from egnn_md.neighbors import VerletList
 from egnn_md.units import KJ_PER_MOL_PER_EV, length_in_angstrom
 from egnn_md_openmm.failures import remember
@@ -59,7 +60,8 @@ class PotentialCallback:
         self.dtype = resolve_dtype(dtype)
         self.device = _usable(device)
         self.kernels = kernels
-        self.model = accelerate(model.to(self.device), kernels)
+        # one that evaluates itself computes where it wants to
+        self.model: Any = model if isinstance(model, EvaluatesItself) else accelerate(model.to(self.device), kernels)
         self.numbers = [int(z) for z in numbers]
         self.atoms = None if atoms is None else [int(i) for i in atoms]
         self.periodic = bool(periodic)
@@ -74,6 +76,11 @@ class PotentialCallback:
         self._box = np.zeros((3, 3))  # Å, what ``_cell`` was made of
 
     def __reduce__(self) -> tuple[Callable[..., PotentialCallback], tuple[Any, ...]]:
+        if isinstance(self.model, EvaluatesItself):
+            raise InputError(
+                f"a PythonForce with a {type(self.model).__name__} cannot be serialised: its ranks are processes of "
+                "this machine; serialise the system with the model itself, and add the parallel one after reading"
+            )
         if self._stored is None:
             self._stored = model_to_bytes(self.model)
         options = {
@@ -115,7 +122,11 @@ class PotentialCallback:
         # a multiplication copies: OpenMM's array is its own
         x = torch.from_numpy(chosen * ANGSTROM_PER_NM).to(self.device, torch.float64)
         self._refuse_broken(x, "position", "Å")
-        result = evaluate(self.model, self._graph(x, self._take_box(box)))
+        cell = self._take_box(box)
+        if isinstance(self.model, EvaluatesItself):
+            result = self.model.evaluate_structure(x, self._species, cell, self._pbc)
+        else:
+            result = evaluate(self.model, self._graph(x, cell))
         energy, forces = float(result["energy"]), result["forces"].double()
         self._refuse_broken(forces, "force", "eV/Å")
         if not np.isfinite(energy):
@@ -126,6 +137,12 @@ class PotentialCallback:
         scattered = np.zeros(positions.shape)
         scattered[self.atoms] = found
         return energy * KJ_PER_MOL_PER_EV, scattered
+
+    def forget(self) -> None:
+        """Drop neighbour lists, so that the next answer depends on what is asked alone."""
+        self.neighbors.reset()
+        if isinstance(self.model, EvaluatesItself):
+            self.model.forget()
 
     def _take_box(self, box: np.ndarray | None) -> Tensor:
         """(3, 3) float64, Å, on the device; the same tensor until the box (nm) changes."""

@@ -156,6 +156,13 @@ def _torch_force(
     device: str,
     skin: float | str,
 ) -> openmm.Force:
+    from egnn_md.models.evaluate import EvaluatesItself
+
+    if isinstance(source.potential, EvaluatesItself):
+        raise InputError(
+            f"a {type(source.potential).__name__} cannot be exported to TorchScript; use implementation='python' "
+            "(egnn-md md: --implementation python)"
+        )
     openmmtorch = import_openmmtorch()
     from egnn_md.export import export_torchscript, load_module
     from egnn_md.export.torchscript import quiet_torchscript
@@ -197,6 +204,7 @@ def _python_force(
     force_class = python_force_class()
     from egnn_md.export import load_module
     from egnn_md.export.torchscript import prepare, resolve_dtype
+    from egnn_md.models.evaluate import EvaluatesItself
     from egnn_md_openmm.payload import ScriptedPotential
     from egnn_md_openmm.python_force import PotentialCallback
 
@@ -209,7 +217,9 @@ def _python_force(
         everyone = atomic_numbers(topology)
         numbers = everyone if atoms is None else [everyone[i] for i in atoms]
         kind = resolve_dtype(dtype)
-        model = prepare(source.potential, kind)  # type: ignore[arg-type]
+        model = source.potential
+        if not isinstance(model, EvaluatesItself):
+            model = prepare(model, kind)
     callback = PotentialCallback(model, numbers, atoms=atoms, periodic=periodic, device=device, dtype=kind, skin=skin)
     force = force_class(callback)
     force.callback = callback
