@@ -34,6 +34,15 @@ def command(
     steps: Annotated[int | None, _option("Number of strides, counted from the start. Required.", _RUN)] = None,
     engine: Annotated[str | None, _option("none, ase or openmm. (default: none)", _RUN)] = None,
     device: Annotated[str | None, _option("Torch device: cpu, cuda, cuda:1. (default: cpu)", _RUN)] = None,
+    devices: Annotated[
+        int | None, _option("Split the model over so many devices; under torchrun all of its. (default: 1)", _RUN)
+    ] = None,
+    partition: Annotated[
+        str | None, _option("bisection, random, k-means, metis or spectral. (default: bisection)", _RUN)
+    ] = None,
+    mode: Annotated[
+        str | None, _option("exact, or paper: edges between devices are dropped. (default: exact)", _RUN)
+    ] = None,
     dtype: Annotated[str | None, _option("float32 or float64. (default: as in the model file)", _RUN)] = None,
     skin: Annotated[
         float | None, _option("Of the neighbour lists; changes speed only. (default: by the motion)", _RUN)
@@ -141,11 +150,14 @@ def run(given: dict[str, Any], *, resume: bool, overwrite: bool) -> int:
     """
     from rich.console import Console
 
+    from egnn_md.distributed.session import restarted, serve
     from egnn_md.errors import ConfigError
     from egnn_md.rollout.directory import RolloutDirectory
     from egnn_md.rollout.request import RolloutRequest
     from egnn_md.rollout.run import run_rollout
 
+    if serve():  # under torchrun, every rank but the first
+        return 0
     if "output" not in given:
         raise ConfigError("--output is missing: name the directory that the rollout is written to")
     if resume and overwrite:
@@ -158,6 +170,8 @@ def run(given: dict[str, Any], *, resume: bool, overwrite: bool) -> int:
         given["starts"] = _numbers(given["starts"], "--starts")
     if "trajectory_index" in given:
         given["trajectory_index"] = _numbers(given["trajectory_index"], "--trajectory-index")
+    if restarted() and not overwrite and RolloutDirectory(given["output"]).checkpoint.exists():
+        resume = True
     if resume:
         request = RolloutDirectory(given["output"]).rollout_request().changed(given)
     else:

@@ -4,9 +4,10 @@
 works: :mod:`egnn_md.distributed.part` (who owns what, and what a network tells others), and docs/decisions/0010.
 """
 
-from egnn_md.distributed.parallel import ParallelPotential, ParallelPropagator
 from egnn_md.distributed.partition import METHODS, Partition, PartitionQuality, partition
 from egnn_md.distributed.pool import DeviceLostWarning, RankLostWarning
+from egnn_md.distributed.potential import ParallelPotential
+from egnn_md.distributed.propagator import ParallelPropagator
 from egnn_md.distributed.session import serve
 
 __all__ = [

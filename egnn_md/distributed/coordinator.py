@@ -12,11 +12,12 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from egnn_md.distributed.clock import Clock
 from egnn_md.distributed.partition import balanced_weights, partition
 from egnn_md.distributed.protocol import Answer, Report, Step
 from egnn_md.errors import InputError, SimulationError
 from egnn_md.graph import COINCIDENT, ParticleGraph, check_structure
-from egnn_md.neighbors import VerletList, neighbor_list
+from egnn_md.neighbors import neighbor_list
 from egnn_md.neighbors.frame import Frame
 
 DRIFT = 1.1  # the load of the busiest rank may grow by this factor before the system is partitioned anew
@@ -56,29 +57,6 @@ class RankLostError(SimulationError):
         self.ranks = tuple(ranks)
 
 
-class _Clock(VerletList):
-    """Tells when lists have to be made again, and with which skin; holds none itself."""
-
-    def due(self, positions: Tensor, cell: Tensor, pbc: Tensor) -> bool:
-        self.statistics.updates += 1
-        made = not self._still_valid(positions, cell, pbc)
-        if made:
-            self.statistics.rebuilds += 1
-            self.adopt(positions, cell, pbc, self._edge_index, self._steps)
-            self.statistics.skin = self.skin
-        self._tuner.used(self._edge_index.shape[1])
-        return made
-
-    def learn(self, pairs: int) -> None:
-        """So many pairs are in the lists of all ranks."""
-        self._edge_index = torch.zeros(2, 1, dtype=torch.int64).expand(2, pairs)
-
-    @property
-    def reference(self) -> tuple[Tensor, Tensor] | None:
-        """Positions and cell that the lists were made for."""
-        return None if self._positions is None else (self._positions, self._cell)
-
-
 class Coordinator:
     """Answers for whole systems, got from the ranks.
 
@@ -91,7 +69,6 @@ class Coordinator:
         weights: relative speed of each rank; equal if None.
         balance: shift the weights by the measured times of the ranks whenever lists are made anew. Results then depend
             on timing, by rounding.
-        mode: ``exact`` or ``paper``.
     """
 
     def __init__(
@@ -112,10 +89,11 @@ class Coordinator:
         self.reports: list[Report] = []
         self.partitions = 0
         self._frame = Frame()
-        self._clock = _Clock(cutoff or 1.0, skin)
+        self._clock = Clock(cutoff or 1.0, skin)
         self._system: dict[str, Any] | None = None
         self._owner: Tensor | None = None
-        self._even = 1.0  # imbalance right after partitioning
+        self._even = 0.0  # imbalance right after partitioning; 0 until it is known
+        self._imbalance = 0.0  # of the last answer
         self._network: dict[str, Any] | None = None
         self._size = channel.size
         self._reliably(self.restore)
@@ -151,7 +129,7 @@ class Coordinator:
         self._tell_system()
         reference = self._clock.reference
         if reference is not None:
-            positions, cell = reference
+            positions, cell, _ = reference
             self.channel.message(
                 {"kind": "lists", "positions": positions, "cell": cell, "skin": self._clock.statistics.skin}
             )
@@ -159,7 +137,39 @@ class Coordinator:
     def forget(self) -> None:
         """Drop partition and lists: the next answer depends on what is asked alone."""
         self._owner = None
-        self._clock = _Clock(self.cutoff or 1.0, self.skin)
+        self._clock = Clock(self.cutoff or 1.0, self.skin)
+
+    def memory(self) -> dict[str, Any]:
+        """What, beside the positions, decides how sums are rounded: arrays and plain values. Empty before an answer."""
+        reference = self._clock.reference
+        if self._owner is None or reference is None:
+            return {}
+        positions, cell, pbc = reference
+        return {
+            "owner": self._owner.to(torch.int32).numpy(),
+            "reference": positions.numpy(),
+            "reference_cell": cell.numpy(),
+            "reference_pbc": pbc.numpy(),
+            "clock": self._clock.state(),
+            "even": self._even,
+            "imbalance": self._imbalance,
+            "weights": None if self.weights is None else self.weights.tolist(),
+            "ranks": self.channel.size,
+        }
+
+    def remember(
+        self, memory: dict[str, Any], species: Tensor, pbc: Tensor, features: Tensor | None = None
+    ) -> None:
+        """Go on as the one whose :meth:`memory` it is, bit by bit; with another number of ranks, to rounding."""
+        if not memory or memory["ranks"] != self.channel.size:
+            return
+        self._take_system(species, pbc, features)
+        self._owner = torch.as_tensor(memory["owner"]).long()
+        names = ("reference", "reference_cell", "reference_pbc")
+        self._clock.take(memory["clock"], tuple(torch.as_tensor(memory[name]) for name in names))  # type: ignore[arg-type]
+        self._even, self._imbalance = float(memory["even"]), float(memory["imbalance"])
+        self.weights = None if memory["weights"] is None else torch.tensor(memory["weights"], dtype=torch.float64)
+        self._reliably(self.restore)
 
     def change_model(self, message: dict[str, Any]) -> None:
         """Give the ranks another model, or another mode; partition and lists are made anew."""
@@ -223,9 +233,9 @@ class Coordinator:
             self._clock.reset()
         if not self._clock.due(positions, cell, pbc):
             return False
-        if self.reports and self._even and len(self.reports) == self.channel.size:
-            drifted = imbalance(self.reports) > DRIFT * self._even
-            if self.balance and self.channel.size > 1:
+        if self._even:
+            drifted = self._imbalance > DRIFT * self._even
+            if self.balance and len(self.reports) == self.channel.size > 1:
                 self._shift_weights()
                 drifted = True
             if drifted:
@@ -240,8 +250,9 @@ class Coordinator:
 
     def _learn(self, answer: Answer) -> None:
         self.reports = [Report.unpack(row) for row in answer.reports]
+        self._imbalance = imbalance(self.reports)
         if not self._even:
-            self._even = imbalance(self.reports)
+            self._even = self._imbalance
         self._clock.learn(sum(report.pairs for report in self.reports))
 
     # answers
@@ -306,8 +317,8 @@ class Coordinator:
         cell: Tensor,
         pbc: Tensor,
         features: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Of a propagator with a cutoff: positions and velocities (N, 3) a stride later, virtual positions.
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Of a propagator with a cutoff, a stride later: positions, velocities (N, 3), virtual positions; degrees (N,).
 
         Positions are those of the model's precision; see :meth:`energies` for the rest.
         """
@@ -323,7 +334,7 @@ class Coordinator:
 
         answer = self._reliably(ask)
         self._learn(answer)
-        return answer.rows[:, :3], answer.rows[:, 3:], answer.totals["virtual_positions"]
+        return answer.rows[:, :3], answer.rows[:, 3:6], answer.totals["virtual_positions"], answer.rows[:, 6].long()
 
     def graph(self, graph: ParticleGraph, *, forces: bool = False, stress: bool = False) -> Answer:
         """Of a graph whose edges are given; it is partitioned by itself, and nothing of it is kept."""

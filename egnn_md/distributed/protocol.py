@@ -104,7 +104,7 @@ class Answer:
 
     Attributes:
         rows: (N, k) float64 in the order of the system: forces and energies (k = 4), or positions and velocities
-            a stride later (k = 6).
+            a stride later and the number of edges received (k = 7).
         totals: energy (1,) and stress (3, 3), or virtual positions (G, 3, C).
         reports: (P, REPORT) what each rank says; see :class:`Report`.
     """

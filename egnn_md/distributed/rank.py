@@ -177,7 +177,8 @@ class Rank:
     def _predict(self, graph: ParticleGraph, part: Part) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.no_grad(), communicating(self.model, part.parts):
             found = predict_unchecked(self.model, graph)
-        rows = torch.cat([found.positions, found.velocities], 1).double().cpu()
+        degree = torch.bincount(graph.edge_index[0], minlength=graph.num_nodes).unsqueeze(1)
+        rows = torch.cat([found.positions.double(), found.velocities.double(), degree.double()], 1).cpu()
         return rows, {"virtual_positions": found.virtual_positions.cpu()}
 
     def _local_graph(self, positions: Tensor, cell: Tensor, edge_index: Tensor, steps: Tensor) -> ParticleGraph:

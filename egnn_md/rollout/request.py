@@ -17,7 +17,7 @@ class RolloutRequest(OptionsModel):
 
     noun = "rollout"
     positional = "system"
-    changeable = frozenset({"steps", "output", "checkpoint_seconds", "device"})
+    changeable = frozenset({"steps", "output", "checkpoint_seconds", "device", "devices"})
 
     system: str = Field(description="registered system, data directory, .h5 file, or a file with one structure")
     model: str = Field(description="registered name, or path of a model file")
@@ -35,6 +35,9 @@ class RolloutRequest(OptionsModel):
     checkpoint_interval: int | None = Field(None, gt=0, description="strides between checkpoints")
     checkpoint_seconds: float = Field(20.0, gt=0, description="and at least one each so many seconds")
     device: str = "cpu"
+    devices: int = Field(1, ge=1, le=1024, description="the model is split over so many")
+    partition: Literal["bisection", "random", "k-means", "metis", "spectral"] = "bisection"
+    mode: Literal["exact", "paper"] = Field("exact", description="paper drops edges between devices")
     dtype: Literal["float32", "float64"] | None = Field(None, description="the model file's if None")
     skin: float | None = Field(None, ge=0)
     max_displacement: float | None = Field(None, gt=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from egnn_md.simulation.driver import now
 from egnn_md.simulation.files import write_atomic, writing
 from egnn_md.simulation.interrupts import Interrupts
 from egnn_md.simulation.machine import machine, versions
+from egnn_md.simulation.models import closing_models
 from egnn_md.simulation.progress import duration, say
 
 if TYPE_CHECKING:
@@ -51,7 +53,10 @@ def open_propagator(request: RolloutRequest, model: nn.Module | None = None) -> 
     import torch
 
     from egnn_md.checkpoint import load_model, model_digest
+    from egnn_md.distributed import ParallelPropagator
+    from egnn_md.distributed.session import launched
 
+    given = model
     dtype = None if request.dtype is None else getattr(torch, request.dtype)
     if model is None:
         model = load_model(request.model, device=request.device, dtype=dtype)
@@ -66,7 +71,7 @@ def open_propagator(request: RolloutRequest, model: nn.Module | None = None) -> 
             content.update(name.encode() + tensor.detach().cpu().double().numpy().tobytes())
         digest = content.hexdigest()
     floating = next((str(p.dtype) for p in model.parameters() if p.is_floating_point()), "torch.float64")
-    return model, {
+    description = {
         "source": request.model,
         "kind": type(model).__name__,
         "digest": digest,
@@ -75,6 +80,18 @@ def open_propagator(request: RolloutRequest, model: nn.Module | None = None) -> 
         "config": config.model_dump(mode="json"),
         "card": card.model_dump(mode="json") if card is not None else {},
     }
+    if given is not None or not (request.devices > 1 or launched()):
+        return model, description
+    parallel: Any = ParallelPropagator(
+        model,
+        None if launched() and request.devices == 1 else request.devices,
+        device=request.device,
+        dtype=description["precision"],
+        mode=request.mode,
+        partition=request.partition,
+        skin="auto" if request.skin is None else request.skin,
+    )
+    return parallel, {**description, "devices": parallel.devices, "partition": request.partition, "mode": request.mode}
 
 
 def run_rollout(
@@ -102,9 +119,9 @@ def run_rollout(
     """
     console = console or Console(stderr=True)
     run = RolloutDirectory(request.output)
-    with Interrupts() as interrupts:
+    with Interrupts() as interrupts, closing_models() as note:
         try:
-            return _Loop(request, run, model, console, interrupts, resume, overwrite).run()
+            return _Loop(request, run, model, console, interrupts, resume, overwrite, note).run()
         finally:
             run.unlock()
 
@@ -128,6 +145,7 @@ class _Loop:
         interrupts: Interrupts,
         resume: bool,
         overwrite: bool,
+        note: Callable[[Any], Any],
     ) -> None:
         self.request, self.directory, self.console, self.interrupts = request, run, console, interrupts
         record = self._check_resumable() if resume else None
@@ -137,6 +155,8 @@ class _Loop:
         if checkpoint is None:
             run.check_free(overwrite=overwrite)
         propagator, description = open_propagator(request, model)
+        if model is None:
+            note(propagator)
         self.config = config_of(propagator)
         if record is not None and record["model"]["digest"] != description["digest"]:
             raise InputError(

@@ -77,7 +77,8 @@ class Stepper:
     """Systems that one model moves, a stride at a time and all together.
 
     Args:
-        model: a propagator; its device and precision are used. It is put in evaluation mode.
+        model: a propagator; its device and precision are used. It is put in evaluation mode. A
+            :class:`egnn_md.distributed.ParallelPropagator` keeps its own skin.
         starts: one state or several; they may differ in size.
         skin: of the neighbour lists, in the model's length; a tenth of the cutoff if None, and next to none where
             particles cross that in a stride. Positions do not depend on it.
@@ -120,6 +121,8 @@ class Stepper:
         self.dtype = torch.float64 if floating is None else floating.dtype
         self.device = torch.device("cpu") if not weights else weights[0].device
         cutoff = self.config.cutoff
+        # one that is split over devices makes the list of one system there; of several, they are made here
+        self._shared = bool(getattr(model, "makes_lists", False)) and len(given) == 1
         self._lists = [None if cutoff is None else _Skin(cutoff, skin) for _ in given]
         chosen = Guards() if guards is True else guards
         self._limits = [chosen.limits(self.config, state) if chosen else None for state in self.states]
@@ -141,6 +144,8 @@ class Stepper:
 
     def rebuilds(self, index: int = 0) -> int:
         """How often the neighbour list of a system was made; 0 where all pairs interact."""
+        if self._shared:
+            return int(self.model.neighbor_statistics.rebuilds)
         skin = self._lists[index]
         return 0 if skin is None else skin.list.statistics.rebuilds
 
@@ -160,6 +165,30 @@ class Stepper:
         Raises:
             RolloutError: there is only one system and it failed; its state is the last good one.
         """
+        if self._shared:
+            self._step_shared()
+        else:
+            self._step_joined()
+        if len(self) == 1 and self.failures[0] is not None:
+            raise RolloutError(self.failures[0])
+
+    def _step_shared(self) -> None:
+        """One system whose edges the model's own processes find."""
+        for index in self.active:
+            state, constant = self.states[index], self._tensors[index]
+            cell = torch.zeros(3, 3, dtype=self.dtype) if constant["cell"] is None else constant["cell"]
+            try:
+                prediction, degrees = self.model.predict_structure(
+                    self._tensor(state.positions), self._tensor(state.velocities), constant["species"], cell,
+                    torch.tensor([bool(flag) for flag in state.pbc]), constant["features"],
+                )  # fmt: skip
+            except InputError as error:
+                self._fail(index, None, str(error))
+                continue
+            if not self._collapsed(index, np.repeat(np.arange(len(state)), degrees.numpy())):
+                self._accept(index, prediction.positions.double().numpy(), prediction.velocities.double().numpy())
+
+    def _step_joined(self) -> None:
         with torch.no_grad():
             pending: list[tuple[int, ParticleGraph]] = []
             edges = 0
@@ -169,7 +198,7 @@ class Stepper:
                 except EgnnMdError as error:
                     self._fail(index, None, str(error))
                     continue
-                if self._collapsed(index, graph):
+                if self._collapsed(index, graph.edge_index[0].cpu().numpy()):
                     continue
                 if pending and edges + graph.num_edges > self.edges_at_once:
                     self._advance(pending)
@@ -178,8 +207,6 @@ class Stepper:
                 edges += graph.num_edges
             if pending:
                 self._advance(pending)
-        if len(self) == 1 and self.failures[0] is not None:
-            raise RolloutError(self.failures[0])
 
     def _graph(self, index: int) -> ParticleGraph:
         state, constant, skin = self.states[index], self._tensors[index], self._lists[index]
@@ -201,13 +228,13 @@ class Stepper:
             skin.note(state.positions)
         return graph
 
-    def _collapsed(self, index: int, graph: ParticleGraph) -> bool:
+    def _collapsed(self, index: int, receivers: Array) -> bool:
         limits, first = self._limits[index], self._edges[index]
         if first is None:
-            self._edges[index] = first = graph.num_edges
+            self._edges[index] = first = len(receivers)
         if limits is None or self.config.cutoff is None:
             return False
-        found = limits.crowded(self.states[index], graph.edge_index[0].cpu().numpy(), first)
+        found = limits.crowded(self.states[index], receivers, first)
         if found is not None:
             self._fail(index, *found)
         return found is not None
@@ -260,6 +287,8 @@ class Stepper:
 
     def memory(self, index: int) -> dict[str, Any]:
         """What else, beside the state, a rollout that is stopped here needs in order to be counted alike."""
+        if self._shared:
+            return {**self.model.coordinator.memory(), "edges": self._edges[index]}
         skin = self._lists[index]
         if skin is None or skin.reference is None:
             return {}
@@ -268,11 +297,17 @@ class Stepper:
 
     def remember(self, index: int, memory: dict[str, Any]) -> None:
         """Take back what :meth:`memory` gave: the neighbour list is made again where it was made before."""
-        skin = self._lists[index]
-        if skin is None or not memory:
+        state, skin = self.states[index], self._lists[index]
+        if not memory:
             return
-        state = self.states[index]
-        self._edges[index] = memory.get("edges")
+        self._edges[index] = memory.pop("edges", None)
+        if self._shared:
+            constant = self._tensors[index]
+            pbc = torch.tensor([bool(flag) for flag in state.pbc])
+            self.model.coordinator.remember(memory, constant["species"], pbc, constant["features"])
+            return
+        if skin is None or "reference" not in memory or "ranks" in memory:
+            return
         skin.list.skin = float(memory["skin"])
         skin.reference = np.asarray(memory["reference"], dtype=np.float64)
         cell = torch.zeros(3, 3) if state.cell is None else torch.as_tensor(state.cell)

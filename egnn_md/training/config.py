@@ -109,6 +109,14 @@ class RunConfig(Section):
     seed: int = Field(default=0, ge=0)
     threads: int | None = Field(default=None, gt=0, description="torch threads; unset leaves torch's choice")
     device: str = Field(default="cpu", pattern=r"^(cpu|mps|cuda(:\d+)?)$")
+    devices: int = Field(default=1, gt=0, description="processes, each with a device of its own")
+    graph_devices: int | None = Field(default=None, gt=0, description="of them, those that share a graph; all if unset")
+    partition: Literal["bisection", "random", "k-means", "metis", "spectral"] = Field(
+        default="bisection", description="how a graph is divided over them"
+    )
+    mode: Literal["exact", "paper"] = Field(
+        default="exact", description="exact: as on one device; paper: without edges between devices (arXiv 2506.19482)"
+    )
 
     validate_every: int = Field(default=500, gt=0, description="steps")
     checkpoint_every: int = Field(default=100, gt=0, description="steps; what a kill can cost")
@@ -125,6 +133,31 @@ class RunConfig(Section):
     def _an_end(self) -> Self:
         if self.max_steps is None and self.max_epochs is None and self.max_time_minutes is None:
             raise ValueError("give max_steps, max_epochs or max_time_minutes: the run needs an end")
+        return self
+
+    @property
+    def graph_size(self) -> int:
+        """Ranks that share a graph."""
+        return self.graph_devices or self.devices
+
+    @model_validator(mode="after")
+    def _devices(self) -> Self:
+        if self.devices % self.graph_size:
+            raise ValueError(
+                f"graph_devices = {self.graph_devices} does not divide devices = {self.devices}; every group of ranks "
+                "needs the same number"
+            )
+        groups = self.devices // self.graph_size
+        if self.batch_size % groups:
+            raise ValueError(
+                f"batch_size = {self.batch_size} cannot be shared by {groups} groups of ranks (devices / "
+                f"graph_devices); make it a multiple of {groups}"
+            )
+        if self.devices > 1 and self.device not in ("cpu", "cuda"):
+            raise ValueError(
+                f"device = {self.device!r} is one device, but devices = {self.devices}; give cpu, or cuda for the "
+                "first ones of the machine"
+            )
         return self
 
 
@@ -148,6 +181,6 @@ RUNTIME_KEYS = frozenset(
     {
         "max_steps", "max_epochs", "max_time_minutes", "early_stopping", "threads", "device",
         "validate_every", "checkpoint_every", "log_every", "keep", "monitor", "tensorboard", "name",
-        "description", "licence", "output", "cache_gb",
+        "description", "licence", "output", "cache_gb", "devices", "graph_devices", "partition",
     }
 )  # fmt: skip

@@ -7,19 +7,21 @@ from torch import Tensor
 
 from egnn_md.graph import ParticleGraph
 from egnn_md.training.config import LossSection
+from egnn_md.training.share import Share
 
 
 def _penalty(error: Tensor, settings: LossSection) -> Tensor:
+    """() sum over all elements."""
     if settings.kind == "mse":
-        return error.pow(2).mean()
+        return error.pow(2).sum()
     delta = settings.huber_delta
     size = error.abs()
     # twice torch's Huber function, so that small errors weigh the same as under "mse"
-    return torch.where(size <= delta, size.pow(2), delta * (2 * size - delta)).mean()
+    return torch.where(size <= delta, size.pow(2), delta * (2 * size - delta)).sum()
 
 
 def potential_loss(
-    prediction: dict[str, Tensor], graph: ParticleGraph, settings: LossSection
+    prediction: dict[str, Tensor], graph: ParticleGraph, settings: LossSection, share: Share | None = None
 ) -> dict[str, Tensor]:
     """Weighted sum and its parts.
 
@@ -34,24 +36,35 @@ def potential_loss(
     The energy difference is taken in float64, before it is divided: totals are kiloelectronvolts, and what
     matters is a millielectronvolt. Graphs whose reference stress is NaN (open ones) do not enter ⟨·⟩_σ.
 
+    Args:
+        prediction: of ``graph``, with a gradient.
+        graph: with labels.
+        settings: weights.
+        share: of a batch that is divided over ranks, ``graph`` being ``share.graph``: what this rank brings, which
+            all ranks' together sum up to L. None: ``graph`` is the batch.
+
     Returns:
         ``loss`` and, unweighted, ``energy``, ``forces``, ``stress`` (only those with a weight).
     """
+    share = share or Share.all_of(graph)
+    whole = share.whole
     parts: dict[str, Tensor] = {}
     total = prediction["energy"].new_zeros(())
     if settings.energy > 0:
-        atoms = torch.bincount(graph.batch, minlength=graph.num_graphs).clamp_min(1)
+        atoms = torch.bincount(whole.batch, minlength=whole.num_graphs).clamp_min(1)[share.graphs]
         error = (prediction["energy"].double() - graph.labels["energy"]) / atoms
-        parts["energy"] = _penalty(error, settings)
+        parts["energy"] = _penalty(error, settings) / (whole.num_graphs * share.copies)
         total = total + settings.energy * parts["energy"]
     if settings.forces > 0:
-        parts["forces"] = _penalty(prediction["forces"] - graph.labels["forces"], settings)
+        error = prediction["forces"] - graph.labels["forces"]
+        parts["forces"] = _penalty(error, settings) / (3 * whole.num_nodes)
         total = total + settings.forces * parts["forces"]
     if settings.stress > 0:
-        reference = graph.labels["stress"]
-        known = torch.isfinite(reference).all(dim=2).all(dim=1)
-        if bool(known.any()):
-            parts["stress"] = _penalty((prediction["stress"] - reference)[known], settings)
+        known = torch.isfinite(whole.labels["stress"]).all(dim=2).all(dim=1)
+        count = int(known.sum())
+        if count:
+            error = (prediction["stress"] - graph.labels["stress"])[known[share.graphs]]
+            parts["stress"] = _penalty(error, settings) / (9 * count * share.copies)
         else:
             parts["stress"] = prediction["energy"].new_zeros(())
         total = total + settings.stress * parts["stress"]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
 from egnn_md.errors import InputError
 from egnn_md.graph import ParticleGraph
@@ -20,6 +21,7 @@ def measure_errors(
     *,
     batch_size: int = 8,
     stress: bool = True,
+    evaluator: Callable[..., dict[str, Tensor]] = evaluate,
 ) -> dict[str, float]:
     """Energy, force and stress errors of ``model`` on labelled graphs.
 
@@ -32,6 +34,7 @@ def measure_errors(
         graphs: with the labels ``energy``, ``forces`` and, where known, ``stress`` (NaN elsewhere).
         batch_size: graphs evaluated together.
         stress: measure the stress too, where there is a reference.
+        evaluator: called as :func:`egnn_md.models.evaluate`; that of a model spread over ranks is another one.
 
     Returns:
         ``structures``, ``atoms``; meV/atom: ``energy_mae``, ``energy_rmse``, ``energy_offset``,
@@ -55,7 +58,7 @@ def measure_errors(
         graph = ParticleGraph.join(graphs[start : start + batch_size]).to(device=device, dtype=dtype)
         reference_stress = graph.labels.get("stress")
         with_stress = stress and reference_stress is not None and bool(torch.isfinite(reference_stress).any())
-        result = evaluate(model, graph, forces=True, stress=with_stress)
+        result = evaluator(model, graph, forces=True, stress=with_stress)
         atoms = torch.bincount(graph.batch, minlength=graph.num_graphs)
         energy_errors.append(((result["energy"].detach() - graph.labels["energy"]) / atoms).double().cpu())
         reference = graph.labels["forces"].double()

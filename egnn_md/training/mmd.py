@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from egnn_md.errors import InputError
-from egnn_md.nn.segment import segment_mean
+from egnn_md.nn.segment import segment_sum
+from egnn_md.training.share import Share
 
 KERNELS = ("published", "gaussian")
 
@@ -54,6 +55,7 @@ def mmd_loss(
     kernel: str = "published",
     samples: int | None = None,
     generator: torch.Generator | None = None,
+    share: Share | None = None,
 ) -> Tensor:
     """Maximum mean discrepancy between virtual nodes and target positions, without the constant term.
 
@@ -69,9 +71,11 @@ def mmd_loss(
         samples: that many random targets a graph (all of a smaller graph); every target if None. The authors'
             configurations draw 3 C of them.
         generator: of the samples, on the CPU; torch's own if None.
+        share: of a batch that is divided over ranks: ``virtual_positions`` are those of its graphs, ``target`` and
+            ``batch`` those of its own particles. None: they are of the whole batch.
 
     Returns:
-        () the mean over graphs.
+        () the mean over graphs; with ``share`` what this rank brings, which all ranks' together sum up to it.
 
     Raises:
         InputError: an unknown kernel, a width that is not positive, no virtual nodes, or no sample.
@@ -83,12 +87,23 @@ def mmd_loss(
     graphs = virtual_positions.shape[0]
     if virtual_positions.shape[2] == 0:
         raise InputError("there are no virtual nodes (C = 0), so there is no MMD; leave the term out")
+    whole, of_all = (batch, graphs) if share is None else (share.whole.batch, share.whole.num_graphs)
+    copies, own_graphs = (1, slice(None)) if share is None else (share.copies, share.graphs)
+    drawn = whole
     if samples is not None:
-        rows = sample_rows(batch, graphs, samples, generator)
+        # every rank draws the same ones out of all particles, and keeps those that it owns
+        rows = sample_rows(whole, of_all, samples, generator)
+        drawn = whole[rows]
+        if share is not None and share.rows is not None:
+            number = torch.full_like(whole, -1)
+            number[share.rows] = torch.arange(len(batch), device=whole.device)
+            rows = number[rows]
+            rows = rows[rows >= 0]
         target, batch = target[rows], batch[rows]
+    counts = torch.bincount(drawn, minlength=of_all)[own_graphs].clamp_min(1)
     nodes = virtual_positions.transpose(1, 2)  # (G, C, 3)
     among = (nodes[:, :, None] - nodes[:, None]).pow(2).sum(-1)
     across = (target[:, None] - nodes[batch]).pow(2).sum(-1)  # (n, C)
-    own = _kernel(among, sigma, kernel).mean(dim=(1, 2))
-    mixed = segment_mean(_kernel(across, sigma, kernel).mean(1), batch, graphs)
-    return (own - 2.0 * mixed).mean()
+    own = _kernel(among, sigma, kernel).mean(dim=(1, 2)) / copies
+    mixed = segment_sum(_kernel(across, sigma, kernel).mean(1), batch, graphs) / counts
+    return (own - 2.0 * mixed).sum() / of_all

@@ -19,7 +19,9 @@ from egnn_md.kernels.fast_silu import use_fast_silu
 from egnn_md.models import Potential, evaluate
 from egnn_md.training.config import RunConfig, TrainConfig
 from egnn_md.training.loss import potential_loss
+from egnn_md.training.ranks import Ranks
 from egnn_md.training.schedule import CosineSchedule
+from egnn_md.training.share import Share
 
 STATE_KEY = "egnn_md"
 STATE_VERSION = 1
@@ -49,14 +51,23 @@ class TrainingModule(LightningModule):
         config: the run.
         schedule: learning rate and end of the run.
         data_digest: of the training set; a checkpoint refuses to go on with other data.
+        ranks: this process and the others that train the same model; None is alone.
     """
 
     role: ClassVar[str]
     remedy: ClassVar[str] = ""  #: what else can help when the loss is not finite
 
-    def __init__(self, model: nn.Module, config: RunConfig, schedule: CosineSchedule, data_digest: str) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        config: RunConfig,
+        schedule: CosineSchedule,
+        data_digest: str,
+        ranks: Ranks | None = None,
+    ) -> None:
         super().__init__()
-        self.add_module(self.role, accelerate(self.prepare(deepcopy(model)), device=config.device))
+        self.ranks = ranks or Ranks(config.device)
+        self.add_module(self.role, accelerate(self.prepare(deepcopy(model)), device=self.ranks.device))
         self.config = config
         self.schedule = schedule
         self.data_digest = data_digest
@@ -72,6 +83,8 @@ class TrainingModule(LightningModule):
         self.validations_since_best = 0
         self.stopped_early = False
         self.stop_requested = False
+        self.stop_settled = False  # what all ranks know of it
+        self.clock = 0.0  # rank 0's, as all ranks know it
         self.window: dict[str, float] = {}
         self.grad_norm = 0.0
 
@@ -79,8 +92,8 @@ class TrainingModule(LightningModule):
         """Change the copy that is trained; weights and their names must stay."""
         return model
 
-    def loss_parts(self, batch: ParticleGraph) -> dict[str, Tensor]:
-        """The ``loss`` of one batch, and the parts of it that the log shows."""
+    def loss_parts(self, share: Share) -> dict[str, Tensor]:
+        """What this rank brings to the ``loss`` of one batch, and to the parts of it that the log shows."""
         raise NotImplementedError
 
     @property
@@ -101,9 +114,13 @@ class TrainingModule(LightningModule):
         """Seconds of training so far, interrupted parts included."""
         return self.elapsed_before + time.monotonic() - self.started
 
+    def settled_time(self) -> float:
+        """:meth:`elapsed` for decisions: the same number on all ranks, that of the last step if there are several."""
+        return self.elapsed() if self.ranks.alone else self.clock
+
     def finished(self) -> bool:
         """A limit of the run is reached, or it was stopped early."""
-        return self.stopped_early or self.schedule.finished(self.global_step, self.elapsed())
+        return self.stopped_early or self.schedule.finished(self.global_step, self.settled_time())
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW or Adam; weight decay on the matrices of linear maps only."""
@@ -136,15 +153,16 @@ class TrainingModule(LightningModule):
 
     def on_train_batch_start(self, batch: ParticleGraph, batch_idx: int) -> None:
         """Set the learning rate of this step: it is a function of step and time, with no state to restore."""
-        factor = self.schedule.factor(self.global_step, self.elapsed())
+        factor = self.schedule.factor(self.global_step, self.settled_time())
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = self.config.optimizer.lr * factor
 
     def training_step(self, batch: ParticleGraph, batch_idx: int) -> Tensor:
-        """Loss of one batch, refused if it is not finite."""
-        parts = self.loss_parts(batch)
+        """This rank's share of the loss of one batch; the loss is refused if it is not finite."""
+        parts = self.loss_parts(self.ranks.take(batch))
         # one transfer for all of them: each one waits for the device
         numbers = torch.stack([value.detach().double() for value in parts.values()]).tolist()
+        numbers, self.stop_settled, self.clock = self.ranks.settle(numbers, self.stop_requested, self.elapsed())
         for name, number in zip(parts, numbers, strict=True):
             if not math.isfinite(number):
                 raise TrainingError(
@@ -154,6 +172,10 @@ class TrainingModule(LightningModule):
             self.window[name] = self.window.get(name, 0.0) + number
         self.window["count"] = self.window.get("count", 0.0) + 1.0
         return parts["loss"]
+
+    def on_after_backward(self) -> None:
+        """What is differentiated is the sum of all ranks' losses: their gradients are summed before they are clipped."""
+        self.ranks.sum_gradients([p for p in self.trained.parameters() if p.requires_grad])
 
     def configure_gradient_clipping(
         self,
@@ -170,7 +192,9 @@ class TrainingModule(LightningModule):
         """Follow with the average, and stop between steps, where the state is whole."""
         if self.averaged is not None:
             self.averaged.update_parameters(self.trained)
-        if self.stop_requested or self.finished():
+        # one that came since the loss was settled is known to this rank alone, and waits for the next step
+        stop = self.stop_requested if self.ranks.alone else self.stop_settled
+        if stop or self.finished():
             self.trainer.should_stop = True
 
     def take_window(self) -> dict[str, float]:
@@ -198,7 +222,7 @@ class TrainingModule(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The counterpart of :meth:`on_save_checkpoint`."""
         state = checkpoint[STATE_KEY]
-        self.elapsed_before = float(state["elapsed"])
+        self.elapsed_before = self.clock = float(state["elapsed"])
         self.best = float(state["best"])
         self.best_step = int(state["best_step"])
         self.validations_since_best = int(state["validations_since_best"])
@@ -219,12 +243,13 @@ class PotentialModule(TrainingModule):
         use_fast_silu(model)
         return model
 
-    def loss_parts(self, batch: ParticleGraph) -> dict[str, Tensor]:
+    def loss_parts(self, share: Share) -> dict[str, Tensor]:
         """Forces and stress keep their graph, because the loss is differentiated again."""
         settings = self.config.loss
         potential = self.trained
         assert isinstance(potential, Potential)
-        prediction = evaluate(
-            potential, batch, forces=settings.forces > 0, stress=settings.stress > 0, training=True
-        )
-        return potential_loss(prediction, batch, settings)
+        with share.communicating(potential):
+            prediction = evaluate(
+                potential, share.graph, forces=settings.forces > 0, stress=settings.stress > 0, training=True
+            )
+        return potential_loss(prediction, share.graph, settings, share)

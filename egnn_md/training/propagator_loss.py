@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from egnn_md.models.propagator import Prediction, PropagatorConfig, predict_unch
 from egnn_md.training.batches import DROP, SAMPLES, rebuild_edges, step_generator
 from egnn_md.training.mmd import mmd_loss
 from egnn_md.training.propagator_config import PropagatorLossSection
+from egnn_md.training.share import Share
 
 PARTS = ("mse", "velocity_mse", "mmd")
 
@@ -23,10 +24,10 @@ def moving_particles(graph: ParticleGraph, config: PropagatorConfig) -> Tensor |
     return ~torch.isin(graph.species, torch.tensor(config.static_species, device=graph.species.device))
 
 
-def squared_error(one: Tensor, other: Tensor, moving: Tensor | None) -> Tensor:
-    """() mean over moving particles and the three components, as torch's MSELoss over them."""
+def squared_error(one: Tensor, other: Tensor, moving: Tensor | None, count: int) -> Tensor:
+    """() sum over the own moving particles and the components, over three times their number ``count`` anywhere."""
     error = (one - other).pow(2)
-    return error.mean() if moving is None else error[moving].mean()
+    return (error if moving is None else error[moving]).sum() / (3 * count)
 
 
 def stride_loss(
@@ -37,6 +38,7 @@ def stride_loss(
     config: PropagatorConfig,
     settings: PropagatorLossSection,
     generator: torch.Generator | None = None,
+    share: Share | None = None,
 ) -> dict[str, Tensor]:
     """Loss of one stride.
 
@@ -52,13 +54,19 @@ def stride_loss(
     ⟨·⟩ is over all particles of the batch that can move. The MMD's targets are all particles, or some of them
     (``settings.samples``). Source: arXiv 2506.19482; a = 0 and scale = 1 there.
 
+    With ``share`` everything is of its own particles, and the result is what this rank brings: all ranks' together
+    sum up to L.
+
     Returns:
         ``loss`` and, unweighted, ``mse``, ``velocity_mse`` (of v·s, a squared length), ``mmd`` where λ > 0.
     """
-    moving = moving_particles(graph, config)
-    parts = {"mse": squared_error(prediction.positions, target, moving)}
+    share = share or Share.all_of(graph)
+    moving = moving_particles(share.whole, config)
+    count = share.whole.num_nodes if moving is None else int(moving.sum())
+    moving = None if moving is None else share.own(moving)
+    parts = {"mse": squared_error(prediction.positions, target, moving, count)}
     stride = config.stride
-    parts["velocity_mse"] = squared_error(prediction.velocities * stride, target_velocities * stride, moving)
+    parts["velocity_mse"] = squared_error(prediction.velocities * stride, target_velocities * stride, moving, count)
     total = parts["mse"]
     if settings.velocity > 0:
         total = total + settings.velocity * parts["velocity_mse"]
@@ -73,6 +81,7 @@ def stride_loss(
             kernel=settings.kernel,
             samples=settings.samples,
             generator=generator,
+            share=share,
         )
         total = total + settings.mmd * parts["mmd"]
     return {**parts, "loss": total}
@@ -87,6 +96,7 @@ def unrolled_loss(
     *,
     seed: int = 0,
     step: int = 0,
+    share: Share | None = None,
 ) -> dict[str, Tensor]:
     """:func:`stride_loss` averaged over ``strides`` predictions, each from the one before, gradients through all.
 
@@ -101,10 +111,15 @@ def unrolled_loss(
         strides: how many.
         seed: of the run.
         step: of the training.
+        share: of a batch that is divided over ranks, ``graph`` being ``share.graph``; they all call this together,
+            and what they get sums up to the loss.
     """
+    share = share or Share.all_of(graph)
     sums: dict[str, Tensor] = {}
     for stride in range(strides):
-        prediction = predict_unchecked(model, graph)
+        graph = share.graph
+        with share.communicating(model):
+            prediction = predict_unchecked(model, graph)
         parts = stride_loss(
             prediction,
             graph.labels["targets"][:, stride],
@@ -113,10 +128,11 @@ def unrolled_loss(
             config,
             settings,
             step_generator(seed, step, SAMPLES, stride),
+            share,
         )
         sums = {name: sums[name] + value if name in sums else value for name, value in parts.items()}
         if stride + 1 < strides:
-            graph = replace(graph, positions=prediction.positions, velocities=prediction.velocities)
-            if config.cutoff is not None or config.drop_fraction > 0:
-                graph = rebuild_edges(graph, config, step_generator(seed, step, DROP, stride + 1))
+            edges = partial(rebuild_edges, config=config, generator=step_generator(seed, step, DROP, stride + 1))
+            changes = config.cutoff is not None or config.drop_fraction > 0
+            share = share.moved(prediction.positions, prediction.velocities, edges if changes else None)
     return {name: value / strides for name, value in sums.items()}

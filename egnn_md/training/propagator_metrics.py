@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
 
 from egnn_md.errors import InputError
-from egnn_md.models.propagator import PropagatorConfig, predict_unchecked
+from egnn_md.graph import ParticleGraph
+from egnn_md.models.propagator import Prediction, PropagatorConfig, predict_unchecked
 from egnn_md.models.reference_propagators import Linear, StayStill
 from egnn_md.training.batches import WindowBatches
 from egnn_md.training.propagator_loss import moving_particles
@@ -16,7 +17,10 @@ from egnn_md.training.propagator_loss import moving_particles
 
 @torch.no_grad()
 def one_step_errors(
-    models: Mapping[str, nn.Module], batches: WindowBatches, batch_size: int
+    models: Mapping[str, nn.Module],
+    batches: WindowBatches,
+    batch_size: int,
+    predictor: Callable[[nn.Module, ParticleGraph], Prediction] = predict_unchecked,
 ) -> dict[str, dict[str, float]]:
     """Errors after one stride.
 
@@ -28,6 +32,7 @@ def one_step_errors(
         models: propagators by name, on the batches' device, in evaluation mode.
         batches: samples with at least one target.
         batch_size: samples evaluated together.
+        predictor: makes a stride; that of a model spread over ranks is another one.
 
     Returns:
         For each name ``mse`` and ``velocity_mse``.
@@ -43,7 +48,7 @@ def one_step_errors(
         target, target_velocities = (graph.labels[name][:, 0] for name in ("targets", "target_velocities"))
         count += 3 * (graph.num_nodes if moving is None else int(moving.sum()))
         for name, model in models.items():
-            prediction = predict_unchecked(model, graph)
+            prediction = predictor(model, graph)
             missed = prediction.velocities - target_velocities
             errors = [prediction.positions - target, batches.config.stride * missed]
             if moving is not None:
