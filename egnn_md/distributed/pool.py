@@ -225,7 +225,7 @@ class Pool:
         self._workers = [
             _Worker(rank, device, self._folder, options, environment) for rank, device in enumerate(self.devices)
         ]
-        self._await("ready", self._workers, START_LIMIT)
+        self._await("ready", self._workers, START_LIMIT, silence=False)
 
     def _ask(self, request: tuple[str, Any]) -> Answer | None:
         if not self._workers:
@@ -244,8 +244,8 @@ class Pool:
             torch.from_numpy(reports),
         )
 
-    def _await(self, kind: str, wanted: Sequence[_Worker], limit: float) -> list[Any]:
-        """What every one of ``wanted`` says under the name ``kind``."""
+    def _await(self, kind: str, wanted: Sequence[_Worker], limit: float, *, silence: bool = True) -> list[Any]:
+        """What every one of ``wanted`` says under the name ``kind``; ``silence`` heeds missing heartbeats."""
         assert self._heartbeat is not None
         found: dict[int, Any] = {}
         end = time.monotonic() + limit
@@ -261,8 +261,9 @@ class Pool:
                     raise self._lost(None)
                 if said[0] == kind:
                     found[worker.rank] = said[1]
+            # libraries that are being loaded hold up the thread that beats
             silent = [w.rank for w in self._workers if self._heartbeat.silence(w.rank) > self.patience]
-            if silent and len(found) < len(wanted):
+            if silence and silent and len(found) < len(wanted):
                 raise self._lost(f"gave no sign of life for {self.patience:g} s", silent)
             if time.monotonic() > end and len(found) < len(wanted):
                 raise self._lost(f"no answer within the time limit of {limit:g} s", [])

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from torch import nn
 
+from egnn_md.checkpoint import model_digest
 from egnn_md.training.logs import CsvLog
 from egnn_md.training.module import TrainingModule
 
@@ -52,8 +53,11 @@ class Bookkeeper(Checkpoint):
     It is a ``Checkpoint`` so that the trainer calls it after all other callbacks. Files are replaced
     atomically: a kill at any moment leaves the previous checkpoint whole.
 
+    Of several ranks all validate together, and each gets the same bits of the errors, so that all of them come to the
+    same decision; one of them writes.
+
     Args:
-        directory: of the run.
+        directory: of the run; None on a rank that writes nothing.
         measurements: what to log and how to validate.
         samples: size of the training set, to count epochs.
         save_best: called with the module when the monitored error improved.
@@ -62,7 +66,7 @@ class Bookkeeper(Checkpoint):
 
     def __init__(
         self,
-        directory: Path,
+        directory: Path | None,
         measurements: Measurements,
         samples: int,
         save_best: Callable[[TrainingModule, Errors], None],
@@ -72,9 +76,12 @@ class Bookkeeper(Checkpoint):
         self.measurements = measurements
         self.samples = samples
         self.save_best = save_best
-        train_columns = (*TRAIN_COLUMNS, *measurements.parts, *TRAIN_END)
-        self.train_log = CsvLog(directory / "train.csv", train_columns, resume_at)
-        self.valid_log = CsvLog(directory / "valid.csv", (*VALID_COLUMNS, *measurements.errors), resume_at)
+        self.train_log: CsvLog | None = None
+        self.valid_log: CsvLog | None = None
+        if directory is not None:
+            train_columns = (*TRAIN_COLUMNS, *measurements.parts, *TRAIN_END)
+            self.train_log = CsvLog(directory / "train.csv", train_columns, resume_at)
+            self.valid_log = CsvLog(directory / "valid.csv", (*VALID_COLUMNS, *measurements.errors), resume_at)
         self.last_errors: Errors = {}
 
     def on_train_batch_end(
@@ -93,8 +100,7 @@ class Bookkeeper(Checkpoint):
             "elapsed": pl_module.elapsed(),
             **pl_module.take_window(),
         }
-        self.train_log.append(row)
-        self._to_loggers(trainer, "train", row)
+        self._write(self.train_log, trainer, "train", row)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End of a round (Lightning's epoch): validate if due, then save everything."""
@@ -102,10 +108,14 @@ class Bookkeeper(Checkpoint):
         step = trainer.global_step
         if step and (step % pl_module.config.validate_every == 0 or pl_module.finished()):
             self._validate(trainer, pl_module)
+        if not pl_module.ranks.alone:  # machines that round differently would drift apart unseen
+            pl_module.ranks.agree(weights=model_digest(pl_module.trained))
         self.save(trainer)
 
     def save(self, trainer: Trainer) -> None:
         """Write ``last.ckpt`` beside its place, to the disk, then move it there."""
+        if self.directory is None:
+            return
         target = self.directory / CHECKPOINT_NAME
         temporary = target.with_suffix(".tmp")
         trainer.save_checkpoint(temporary)
@@ -123,8 +133,7 @@ class Bookkeeper(Checkpoint):
         model.train(was_training)
         self.last_errors = errors
         row = {"step": trainer.global_step, "elapsed": module.elapsed(), **errors}
-        self.valid_log.append(row)
-        self._to_loggers(trainer, "valid", row)
+        self._write(self.valid_log, trainer, "valid", row)
         monitored = errors[config.monitor]
         if monitored < module.best:
             if monitored < module.best - config.early_stopping.min_delta:
@@ -132,7 +141,8 @@ class Bookkeeper(Checkpoint):
             else:
                 module.validations_since_best += 1
             module.best, module.best_step = monitored, trainer.global_step
-            self.save_best(module, errors)
+            if self.directory is not None:
+                self.save_best(module, errors)
         else:
             module.validations_since_best += 1
         patience = config.early_stopping.patience
@@ -141,7 +151,9 @@ class Bookkeeper(Checkpoint):
             trainer.should_stop = True
 
     @staticmethod
-    def _to_loggers(trainer: Trainer, prefix: str, row: dict[str, float]) -> None:
+    def _write(log: CsvLog | None, trainer: Trainer, prefix: str, row: dict[str, float]) -> None:
+        if log is not None:
+            log.append(row)
         values = {f"{prefix}/{key}": value for key, value in row.items() if key != "step"}
         for logger in trainer.loggers:
             logger.log_metrics(values, step=int(row["step"]))
@@ -234,6 +246,8 @@ class ProgressReport(Callback):
 
 class StopOnSignals(Callback):
     """SIGINT and SIGTERM end the run after the current step, with a checkpoint; a second SIGINT at once.
+
+    If one of several ranks gets the signal, all of them stop after the same step.
 
     Set when the steps begin, after Lightning set its own handlers, which would end the process instead.
     """

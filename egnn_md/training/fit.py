@@ -7,6 +7,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,16 @@ import torch
 import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from rich.console import Console
 from torch import nn
 
-from egnn_md.checkpoint import ModelCard, load_model, save_model
+from egnn_md.checkpoint import ModelCard, load_model, model_digest, save_model
 from egnn_md.errors import ConfigError
 from egnn_md.training.callbacks import CHECKPOINT_NAME, Bookkeeper, Measurements, ProgressReport, StopOnSignals
 from egnn_md.training.config import RUNTIME_KEYS, RunConfig
 from egnn_md.training.module import STATE_KEY, STATE_VERSION, TrainingModule
+from egnn_md.training.ranks import Ranks, versions
 from egnn_md.training.schedule import CosineSchedule
 from egnn_md.training.stream import BatchStream
 
@@ -67,15 +70,27 @@ class TrainingTask:
     card: Callable[[Errors, int], ModelCard]
 
 
-def prepare_directory(config: RunConfig, state: dict[str, Any] | None, digest: str) -> None:
+def prepare_directory(
+    config: RunConfig, state: dict[str, Any] | None, digest: str, model: nn.Module, ranks: Ranks
+) -> None:
     """Make the run's directory and write ``config.yaml``, once it is sure that ``state`` belongs to this run.
 
     Raises:
         ConfigError: the checkpoint is one of other settings or data.
+        TrainingError: ranks with other versions, settings, data, starting models or checkpoints.
     """
     directory = Path(config.output)
     if state is not None:
         _check_same_run(state, config, digest, directory / CHECKPOINT_NAME)
+    ranks.agree(
+        versions=versions(),
+        configuration=config.model_dump_json(),
+        training_data=digest,
+        starting_model=model_digest(model),
+        checkpoint=str(None if state is None else state["global_step"]),
+    )
+    if not ranks.writes:
+        return
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.yaml").write_text(
         yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
@@ -110,14 +125,15 @@ def fit(task: TrainingTask, state: dict[str, Any] | None, console: Console) -> T
         TrainingError: the loss is not finite any more.
     """
     module = task.module
-    config, schedule = module.config, module.schedule
+    config, schedule, ranks = module.config, module.schedule, module.ranks
     directory = Path(config.output)
 
     def save_best(current: TrainingModule, errors: dict[str, float]) -> None:
         save_model(current.validated, directory / BEST_NAME, task.card({"valid": errors}, current.global_step))
 
     resume_at = None if state is None else int(state["global_step"])
-    bookkeeper = Bookkeeper(directory, task.measurements, task.samples, save_best, resume_at)
+    own = directory if ranks.writes else None
+    bookkeeper = Bookkeeper(own, task.measurements, task.samples, save_best, resume_at)
     over = False
     if state is not None:
         module.on_load_checkpoint(state)
@@ -126,7 +142,7 @@ def fit(task: TrainingTask, state: dict[str, Any] | None, console: Console) -> T
     if over and state is not None:
         module.load_state_dict(state["state_dict"])
     else:
-        trainer = _make_trainer(config, bookkeeper, console, resume_at)
+        trainer = _make_trainer(config, bookkeeper, console, resume_at, ranks)
         with quiet():
             trainer.fit(
                 module,
@@ -138,16 +154,29 @@ def fit(task: TrainingTask, state: dict[str, Any] | None, console: Console) -> T
         if not module.finished():
             console.print(f"interrupted after step {steps}; continue with --resume", highlight=False)
             return TrainResult(directory, steps, finished=False)
-    if config.keep == "best" and (directory / BEST_NAME).exists():
-        final: Any = load_model(directory / BEST_NAME, dtype=DTYPES[config.precision], device=module.device)
-    else:
-        final = module.validated
+    final = _chosen(module, directory / BEST_NAME)
     final.eval()
     errors = task.final(final)
+    if not ranks.writes:
+        return TrainResult(directory, steps, True, None, errors)
     save_model(final, directory / MODEL_NAME, task.card(errors, steps))
     (directory / "errors.json").write_text(json.dumps(errors, indent=1) + "\n")
     summary = [f"{part}: {task.summarise(values)}" for part, values in errors.items()]
     return TrainResult(directory, steps, True, directory / MODEL_NAME, errors, summary)
+
+
+def _chosen(module: TrainingModule, best: Path) -> nn.Module:
+    """The model that the run ends with, on every rank."""
+    config, ranks = module.config, module.ranks
+    chosen = ranks.writes and config.keep == "best" and best.exists()
+    if ranks.alone:
+        return load_model(best, dtype=DTYPES[config.precision], device=module.device) if chosen else module.validated
+    final = deepcopy(module.validated)
+    if chosen:
+        final.load_state_dict(load_model(best, dtype=DTYPES[config.precision]).state_dict())
+    # rank 0 has the file, and perhaps no other rank can see it
+    ranks.same_weights(final, chosen=chosen)
+    return final
 
 
 def make_schedule(config: RunConfig, samples: int) -> CosineSchedule:
@@ -163,9 +192,12 @@ def make_schedule(config: RunConfig, samples: int) -> CosineSchedule:
     )
 
 
-def _make_trainer(config: RunConfig, bookkeeper: Bookkeeper, console: Console, resume_at: int | None) -> Trainer:
+def _make_trainer(
+    config: RunConfig, bookkeeper: Bookkeeper, console: Console, resume_at: int | None, ranks: Ranks
+) -> Trainer:
+    """A trainer of one device: of several ranks each has its own, and our module does what they say to each other."""
     loggers: list[Logger] = []
-    if config.tensorboard:
+    if config.tensorboard and ranks.writes:
         loggers.append(
             TensorBoardLogger(
                 config.output,
@@ -175,7 +207,7 @@ def _make_trainer(config: RunConfig, bookkeeper: Bookkeeper, console: Console, r
                 purge_step=None if resume_at is None else resume_at + 1,
             )
         )
-    kind, _, index = config.device.partition(":")
+    kind, _, index = ranks.device.partition(":")
     with quiet():
         return Trainer(
             accelerator={"cpu": "cpu", "cuda": "gpu", "mps": "mps"}[kind],
@@ -185,6 +217,7 @@ def _make_trainer(config: RunConfig, bookkeeper: Bookkeeper, console: Console, r
             max_epochs=-1,
             min_epochs=0,
             logger=loggers,
+            plugins=[LightningEnvironment()],  # not what it finds of torchrun: there is one process for this trainer
             callbacks=[ProgressReport(bookkeeper, console), StopOnSignals(), bookkeeper],
             limit_val_batches=0,
             num_sanity_val_steps=0,
@@ -214,14 +247,18 @@ def _check_same_run(state: dict[str, Any], config: RunConfig, digest: str, path:
     own = state[STATE_KEY]
     before = json.loads(own["config"])
     now = config.model_dump(mode="json")
+    free = RUNTIME_KEYS
+    if config.mode == "paper":  # what it learns depends on where the graphs are cut
+        free = RUNTIME_KEYS - {"devices", "graph_devices", "partition"}
     for key in now:
-        if key == "task" and key not in before:  # checkpoints from before there were two tasks
+        # a key that did not exist when the checkpoint was written had the value that is now the default
+        if key not in before and getattr(config, key) == type(config).model_fields[key].get_default():
             continue
-        if key not in RUNTIME_KEYS and before.get(key) != now[key]:
+        if key not in free and before.get(key) != now[key]:
             raise ConfigError(
                 f"{path} was trained with {key} = {before.get(key)!r}, not {now[key]!r}; resume with the "
                 "same value, or start in another directory "
-                f"(free to change: {', '.join(sorted(RUNTIME_KEYS))})"
+                f"(free to change: {', '.join(sorted(free))})"
             )
     if own["data_digest"] != digest:
         raise ConfigError(

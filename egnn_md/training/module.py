@@ -174,7 +174,7 @@ class TrainingModule(LightningModule):
         return parts["loss"]
 
     def on_after_backward(self) -> None:
-        """What is differentiated is the sum of all ranks' losses: their gradients are summed before they are clipped."""
+        """What is differentiated is the sum of all ranks' losses: sum their gradients, before they are clipped."""
         self.ranks.sum_gradients([p for p in self.trained.parameters() if p.requires_grad])
 
     def configure_gradient_clipping(

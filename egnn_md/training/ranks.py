@@ -167,7 +167,7 @@ class Ranks:
         summed = self.groups.world.total(torch.cat([*flat, present]))
         *gradients, present = summed.split([*(f.numel() for f in flat), len(flat)])
         for parameter, gradient, known in zip(parameters, gradients, (present > 0).tolist(), strict=True):
-            parameter.grad = gradient.reshape(parameter.shape).clone() if known else None
+            parameter.grad = gradient.reshape(parameter.shape) if known else None
 
     def settle(self, numbers: list[float], stop: bool, elapsed: float) -> tuple[list[float], bool, float]:
         """Once a step: the sums of ``numbers`` over the ranks, whether anybody was told to stop, rank 0's clock."""
@@ -287,7 +287,9 @@ def versions() -> str:
     return f"egnn-md {version('egnn-md')}, torch {torch.__version__}"
 
 
-def make_groups(open_one: Callable[[str, int, int, bool], Wire], rank: int, size: int, copies: int, cuda: bool) -> Groups:
+def make_groups(
+    open_one: Callable[[str, int, int, bool], Wire], rank: int, size: int, copies: int, cuda: bool
+) -> Groups:
     """The wires of one rank.
 
     Args:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from egnn_md.distributed.session import launched
 from egnn_md.errors import ConfigError
 from egnn_md.training.config import TrainConfig
 from egnn_md.training.config_file import apply_overrides, read_yaml
@@ -31,9 +32,26 @@ def load_any_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainCon
 
 
 def run_training(
-    config: TrainConfig | PropagatorTrainConfig, *, resume: bool = False, console: Console | None = None
+    config: TrainConfig | PropagatorTrainConfig,
+    *,
+    resume: bool = False,
+    console: Console | None = None,
+    max_restarts: int = 0,
 ) -> TrainResult:
-    """Train what ``config`` says: :func:`train` or :func:`train_propagator`."""
+    """Train what ``config`` says: :func:`train` or :func:`train_propagator`.
+
+    With ``devices`` above 1 it starts that many processes on this machine, or, under ``torchrun``, is one of them.
+
+    Args:
+        config: of either task.
+        resume: continue from ``last.ckpt``; without one, start.
+        console: where progress goes (of several processes, to the standard output); None is silent.
+        max_restarts: how often the processes that it started begin again when one of them is lost.
+    """
+    if config.devices > 1 and not launched():
+        from egnn_md.training.launch import launch
+
+        return launch(config, resume=resume, speak=console is not None, max_restarts=max_restarts)
     if isinstance(config, PropagatorTrainConfig):
         return train_propagator(config, resume=resume, console=console)
     return train(config, resume=resume, console=console)

@@ -31,6 +31,7 @@ from egnn_md.training.fit import (
 )
 from egnn_md.training.metrics import measure_errors
 from egnn_md.training.module import PotentialModule
+from egnn_md.training.ranks import Ranks, join, resumes
 from egnn_md.training.stream import BatchStream
 
 __all__ = ["CHECKPOINT_NAME", "TrainResult", "load_config", "train"]
@@ -58,7 +59,9 @@ def validation_loss(errors: dict[str, float], settings: LossSection) -> float:
     return settings.energy * (errors["energy_rmse"] / 1e3) ** 2 + settings.forces * (errors["force_rmse"] / 1e3) ** 2
 
 
-def train(config: TrainConfig, *, resume: bool = False, console: Console | None = None) -> TrainResult:
+def train(
+    config: TrainConfig, *, resume: bool = False, console: Console | None = None, ranks: Ranks | None = None
+) -> TrainResult:
     """Train a potential.
 
     The run's directory gets ``config.yaml``, ``train.csv`` and ``valid.csv``, TensorBoard files,
@@ -72,17 +75,22 @@ def train(config: TrainConfig, *, resume: bool = False, console: Console | None 
         config: the run.
         resume: continue from ``last.ckpt``; without one, start.
         console: where progress goes; None is silent.
+        ranks: this process and the others of the training; None takes those that a launcher started
+            (:func:`egnn_md.training.ranks.join`). All ranks call this function together, and rank 0 writes.
 
     Raises:
-        ConfigError: the directory holds another run, or the checkpoint belongs to other data or settings.
+        ConfigError: the directory holds another run, or the checkpoint belongs to other data or settings; more
+            devices than there are processes.
         InputError, ModelFileError: unusable data or starting model.
         TrainingError: the loss is not finite any more.
     """
     check_model_section(config.model, "configuration")
-    console = console or Console(quiet=True)
-    state = find_checkpoint(config, resume)
+    ranks = ranks or join(config)
+    if console is None or not ranks.writes:
+        console = Console(quiet=True)
     dtype = DTYPES[config.precision]
-    with threads(config.threads):
+    with ranks.watched(), threads(config.threads or ranks.threads):
+        state = find_checkpoint(config, resumes(resume))
         start = starting_model(config.model, dtype)
         data = load_data(config.data, cutoff_of(config.model, start), dtype)
         statistics = dataset_statistics(data.train.graphs)
@@ -92,8 +100,8 @@ def train(config: TrainConfig, *, resume: bool = False, console: Console | None 
             for graph in part.graphs:
                 check_elements(potential, graph.species)
         digest = data.train.digest()
-        prepare_directory(config, state, digest)
-        module = PotentialModule(potential, config, make_schedule(config, len(data.train)), digest)
+        prepare_directory(config, state, digest, potential, ranks)
+        module = PotentialModule(potential, config, make_schedule(config, len(data.train)), digest, ranks)
         return fit(_task(config, module, data, statistics), state, console)
 
 
@@ -102,14 +110,17 @@ def _task(
 ) -> TrainingTask:
     def validate_model(model: nn.Module) -> dict[str, float]:
         assert isinstance(model, Potential)
-        errors = measure_errors(model, data.valid.graphs, batch_size=max(4, config.batch_size))
+        errors = measure_errors(
+            model, data.valid.graphs, batch_size=max(4, config.batch_size), evaluator=module.ranks.evaluate
+        )
         return {**errors, "loss": validation_loss(errors, config.loss)}
 
     def final(model: nn.Module) -> Errors:
         assert isinstance(model, Potential)
-        errors = {"valid": measure_errors(model, data.valid.graphs)}
+        evaluator = module.ranks.evaluate
+        errors = {"valid": measure_errors(model, data.valid.graphs, evaluator=evaluator)}
         if len(data.test):
-            errors["test"] = measure_errors(model, data.test.graphs)
+            errors["test"] = measure_errors(model, data.test.graphs, evaluator=evaluator)
         return errors
 
     return TrainingTask(

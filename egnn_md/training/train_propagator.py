@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from egnn_md.checkpoint import ModelCard
 from egnn_md.data.trajectories import open_trajectories
-from egnn_md.graph import ParticleGraph
 from egnn_md.models.propagator import FastEGNNPropagator, PropagatorConfig
 from egnn_md.simulation.machine import machine
 from egnn_md.training.batches import WindowBatches, WindowStream
@@ -40,6 +39,8 @@ from egnn_md.training.propagator_build import (
 from egnn_md.training.propagator_config import PropagatorTrainConfig
 from egnn_md.training.propagator_loss import PARTS, unrolled_loss
 from egnn_md.training.propagator_metrics import one_step_errors, references
+from egnn_md.training.ranks import Ranks, join, resumes
+from egnn_md.training.share import Share
 
 ERRORS = ("mse", "velocity_mse", "still", "linear", "still_velocity", "linear_velocity")
 
@@ -61,22 +62,30 @@ class PropagatorModule(TrainingModule):
     role = "propagator"
     config: PropagatorTrainConfig
 
-    def loss_parts(self, batch: ParticleGraph) -> dict[str, Tensor]:
+    def loss_parts(self, share: Share) -> dict[str, Tensor]:
         """The paper's loss over as many strides as this step unrolls."""
         model = self.trained
         assert isinstance(model.config, PropagatorConfig)
         strides = self.config.unroll.at(self.global_step)
         return unrolled_loss(
-            model, batch, model.config, self.config.loss, strides, seed=self.config.seed, step=self.global_step
+            model,
+            share.graph,
+            model.config,
+            self.config.loss,
+            strides,
+            seed=self.config.seed,
+            step=self.global_step,
+            share=share,
         )
 
 
 class Validation:
     """One-step errors of a model on a part, with those of the reference propagators, which are measured once."""
 
-    def __init__(self, batches: WindowBatches, config: PropagatorTrainConfig) -> None:
+    def __init__(self, batches: WindowBatches, config: PropagatorTrainConfig, ranks: Ranks) -> None:
         self.batches = batches
         self.config = config
+        self.ranks = ranks
         self.known: dict[str, float] = {}
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
@@ -84,7 +93,7 @@ class Validation:
         models = {"model": model}
         if not self.known:
             models |= {name: m.to(self.batches.device) for name, m in references(self.batches.config).items()}
-        errors = one_step_errors(models, self.batches, self.config.batch_size)
+        errors = one_step_errors(models, self.batches, self.config.batch_size, self.ranks.predict)
         for name in ("still", "linear"):
             if name in errors:
                 self.known[name] = errors[name]["mse"]
@@ -96,7 +105,11 @@ class Validation:
 
 
 def train_propagator(
-    config: PropagatorTrainConfig, *, resume: bool = False, console: Console | None = None
+    config: PropagatorTrainConfig,
+    *,
+    resume: bool = False,
+    console: Console | None = None,
+    ranks: Ranks | None = None,
 ) -> TrainResult:
     """Train a propagator.
 
@@ -107,6 +120,7 @@ def train_propagator(
         config: the run.
         resume: continue from ``last.ckpt``; without one, start.
         console: where progress goes; None is silent.
+        ranks: as in :func:`egnn_md.training.train.train`.
 
     Raises:
         ConfigError: the directory holds another run, the checkpoint belongs to other data or settings, or the
@@ -115,38 +129,41 @@ def train_propagator(
         TrainingError: the loss is not finite any more.
     """
     check_propagator_section(config.model, "configuration")
-    console = console or Console(quiet=True)
-    state = find_checkpoint(config, resume)
+    ranks = ranks or join(config)
+    if console is None or not ranks.writes:
+        console = Console(quiet=True)
     dtype = DTYPES[config.precision]
-    with threads(config.threads):
+    with ranks.watched(), threads(config.threads or ranks.threads):
+        state = find_checkpoint(config, resumes(resume))
         train = open_trajectories(Path(config.data.directory), "train")
         model = build_propagator(config, train, dtype)
         check_against(config, model.config, train.metadata)
         data = load_propagator_data(config, model.config, train, dtype)
         _describe(data, model.config, config, console)
         digest = data.train.digest()
-        prepare_directory(config, state, digest)
-        module = PropagatorModule(model, config, make_schedule(config, len(data.train)), digest)
+        prepare_directory(config, state, digest, model, ranks)
+        module = PropagatorModule(model, config, make_schedule(config, len(data.train)), digest, ranks)
         return fit(_task(config, module, model, data), state, console)
 
 
 def _task(
     config: PropagatorTrainConfig, module: PropagatorModule, model: FastEGNNPropagator, data: PropagatorData
 ) -> TrainingTask:
-    device = torch.device({"cuda": "cuda:0"}.get(config.device, config.device))
+    ranks = module.ranks
+    device = torch.device({"cuda": "cuda:0"}.get(ranks.device, ranks.device))
     cache = config.cache_gb * 1e9
 
     def batches(windows: Any, share: float, **options: Any) -> WindowBatches:
         return WindowBatches(windows, model.config, cache_bytes=share * cache, device=device, **options)
 
     train = batches(data.train, 0.7, noise=config.noise, seed=config.seed)
-    valid = Validation(batches(data.valid, 0.3), config)
+    valid = Validation(batches(data.valid, 0.3), config, ranks)
 
     def final(trained: nn.Module) -> Errors:
         trained = trained.to(device)
         errors = {"valid": valid(trained)}
         if data.test is not None:
-            errors["test"] = Validation(batches(data.test, 0.0), config)(trained)
+            errors["test"] = Validation(batches(data.test, 0.0), config, ranks)(trained)
         return errors
 
     return TrainingTask(
