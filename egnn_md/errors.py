@@ -47,3 +47,7 @@ class OutputError(EgnnMdError):
 
 class SimulationError(EgnnMdError):
     """A run stopped because its physics broke (NaN force, runaway atom); all earlier frames are on disk."""
+
+
+class DeviceError(EgnnMdError):
+    """Devices or the processes on them were lost, or ran out of memory; what was written is kept and resumes."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from egnn_md.distributed.clock import Clock
 from egnn_md.distributed.partition import balanced_weights, partition
 from egnn_md.distributed.protocol import Answer, Report, Step
-from egnn_md.errors import InputError, SimulationError
+from egnn_md.errors import DeviceError, InputError
 from egnn_md.graph import COINCIDENT, ParticleGraph, check_structure
 from egnn_md.neighbors import neighbor_list
 from egnn_md.neighbors.frame import Frame
@@ -43,13 +43,13 @@ class Channel(Protocol):
         """The ranks answered."""
 
     def recover(self, error: RankLostError) -> None:
-        """Ranks were lost: get new ones, which know nothing. Raises SimulationError if there is no way on."""
+        """Ranks were lost: get new ones, which know nothing. Raises DeviceError if there is no way on."""
 
     def close(self) -> None:
         """Let the ranks go."""
 
 
-class RankLostError(SimulationError):
+class RankLostError(DeviceError):
     """A rank died, or does not answer; what it was asked for can be asked again once there are new ranks."""
 
     def __init__(self, message: str, ranks: Sequence[int] = ()) -> None:

@@ -28,7 +28,7 @@ from egnn_md import errors
 from egnn_md.distributed.coordinator import RankLostError
 from egnn_md.distributed.protocol import Answer, to_bytes
 from egnn_md.distributed.worker import LOST_PEER, Heartbeat
-from egnn_md.errors import InputError, SimulationError
+from egnn_md.errors import DeviceError, InputError
 
 LOOK = 0.1  # seconds between two looks at the heartbeats
 GRACE = 1.0  # seconds in which the others' ends are awaited once one rank is lost: the first cause is told
@@ -167,14 +167,14 @@ class Pool:
             )
         elif gone or sum(self._losses.values()) >= PATIENCE * max(len(self.devices), 1):
             self.close()
-            raise SimulationError(
+            raise DeviceError(
                 f"the ranks were lost again and again, and there is none to go on with. Last loss: {error}"
             ) from error
         elif not error.ranks and len(self.recoveries) >= PATIENCE and all(
             not entry[0] for entry in self.recoveries[-PATIENCE:]
         ):
             self.close()
-            raise SimulationError(f"{PATIENCE} attempts failed one after another. Last one: {error}") from error
+            raise DeviceError(f"{PATIENCE} attempts failed one after another. Last one: {error}") from error
         else:
             warnings.warn(
                 f"{error}\nAll ranks are started again and the evaluation is repeated.", RankLostWarning, stacklevel=2
@@ -325,13 +325,13 @@ def _final_error(rank: int, size: int, device: str, failure: tuple[str, str, str
     kind, name, text = failure
     place = f"rank {rank} of {size} ({device})"
     if kind == "memory":
-        return SimulationError(
+        return DeviceError(
             f"{place} ran out of memory when it asked for {text} more; use more devices, a smaller system or float32"
         )
     found = getattr(errors, name, None)
     if isinstance(found, type) and issubclass(found, errors.EgnnMdError):
         return found(f"{place}: {text}")
-    return SimulationError(f"{place} failed with {name}: {text}; last lines of its log:\n{words}")
+    return DeviceError(f"{place} failed with {name}: {text}; last lines of its log:\n{words}")
 
 
 def _check_memory(ranks: int) -> None:

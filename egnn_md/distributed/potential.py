@@ -47,7 +47,7 @@ class ParallelPotential(Parallel, EvaluatesItself, Potential):
     Raises:
         InputError: devices that are not there, more ranks than the memory holds, NCCL without GPUs, unknown options;
             a model that is not a potential with a model file.
-        SimulationError: ranks are lost again and again, or one runs out of memory.
+        DeviceError: ranks are lost again and again, or one runs out of memory.
     """
 
     def __init__(
@@ -132,7 +132,7 @@ class ParallelPotential(Parallel, EvaluatesItself, Potential):
         Raises:
             InputError: unusable positions or cell, coincident atoms.
             UnknownElementError: an element that the model does not know.
-            SimulationError: see the class.
+            DeviceError: see the class.
         """
         check_elements(self, species)
         return self.coordinator.energies(positions, species, cell, pbc, forces=forces, stress=stress)

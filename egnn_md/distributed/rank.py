@@ -79,6 +79,10 @@ class Rank:
         """Of a step's vector."""
         return HEADER + self.columns * self.owner.shape[0]
 
+    def close(self) -> None:
+        """Leave the groups, whose threads must end before Python does."""
+        self.wire.group = self.control.group = None
+
     def handle(self, message: dict[str, Any]) -> Answer | None:
         """Do what a message says; all ranks are given the same one. Only a graph has an answer, at rank 0."""
         kind = message["kind"]

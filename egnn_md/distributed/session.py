@@ -17,7 +17,7 @@ from egnn_md.distributed.protocol import Answer, to_bytes
 from egnn_md.distributed.rank import Rank, follow, lead_message, lead_step, lead_stop
 from egnn_md.distributed.wire import BACKENDS, Wire, open_group
 from egnn_md.distributed.worker import FOREVER, describe_failure
-from egnn_md.errors import InputError, SimulationError
+from egnn_md.errors import DeviceError, InputError
 
 MEETING = 120.0  # seconds in which all ranks must have come to serve() or to the first model
 LIMIT = 600.0  # seconds that a collective may take
@@ -45,7 +45,7 @@ def serve() -> bool:
             atoms.calc = FastEGNNCalculator(ParallelPotential("water"))
 
     Raises:
-        SimulationError: another rank was lost.
+        DeviceError: another rank was lost.
         InputError: ranks of different versions; a port that is in use; NCCL without GPUs.
     """
     if not launched() or int(os.environ["RANK"]) == 0:
@@ -57,7 +57,9 @@ def serve() -> bool:
         kind, text = describe_failure(error)
         if kind != "lost":
             raise
-        raise SimulationError(f"rank {rank.wire.rank} lost the others: {text}") from error
+        raise DeviceError(f"rank {rank.wire.rank} lost the others: {text}") from error
+    finally:
+        rank.close()
     return True
 
 
@@ -67,11 +69,15 @@ class LaunchedRanks:
     def __init__(self, rank: Rank) -> None:
         self._rank = rank
         self.size = rank.wire.size
+        self._broken = False
 
     def _ask(self, call: Any) -> Any:
         try:
             return call()
-        except RuntimeError as error:
+        except BaseException as error:
+            self._broken = True  # the others may be anywhere; nothing that all have to do can be asked for any more
+            if not isinstance(error, RuntimeError):
+                raise
             kind, text = describe_failure(error)
             if kind != "lost":
                 raise
@@ -92,13 +98,23 @@ class LaunchedRanks:
 
     def recover(self, error: RankLostError) -> None:
         """Only torchrun can start ranks again."""
-        raise SimulationError(
+        raise DeviceError(
             f"a rank was lost: {error}. Let torchrun start all of them again (--max-restarts) and the run go on from "
             "its checkpoint (--resume)"
         ) from error
 
     def close(self) -> None:
         """The ranks go when rank 0's Python ends: another model may need them."""
+
+    def end(self) -> None:
+        """Let the ranks go."""
+        try:
+            if not self._broken:
+                lead_stop(self._rank)
+        except RuntimeError:  # they are gone already
+            self._broken = True
+        finally:
+            self._rank.close()
 
 
 def channel(devices: int | Sequence[str] | None, backend: str | None) -> LaunchedRanks:
@@ -121,16 +137,8 @@ def channel(devices: int | Sequence[str] | None, backend: str | None) -> Launche
         )
     if _open is None:
         _open = LaunchedRanks(_meet(backend))
-        atexit.register(_end)
+        atexit.register(_open.end)
     return _open
-
-
-def _end() -> None:
-    if _open is not None:
-        try:
-            lead_stop(_open._rank)
-        except RuntimeError:  # they are gone already
-            return
 
 
 def check_backend(backend: str) -> None:

@@ -11,9 +11,12 @@ import time
 import traceback
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from egnn_md.distributed.rank import Rank
 
 LOST_PEER = 75  # exit code of a rank whose collective failed because another one went away
 BEAT = 0.2  # seconds between two heartbeats
@@ -90,7 +93,7 @@ def _serve(channel: Connection, options: dict[str, Any]) -> None:
     import torch
     import torch.distributed as dist
 
-    from egnn_md.distributed.rank import Rank, follow, lead_message, lead_step, lead_stop
+    from egnn_md.distributed.rank import Rank, follow
     from egnn_md.distributed.wire import Wire, open_group
 
     rank, size, backend = options["rank"], options["size"], options["backend"]
@@ -108,9 +111,21 @@ def _serve(channel: Connection, options: dict[str, Any]) -> None:
     )
     here = Rank(Wire(busy, rank, size), Wire(quiet, rank, size), device)
     channel.send(("ready", rank))
-    if rank != 0:
-        follow(here)
-        return
+    try:
+        if rank != 0:
+            follow(here)
+        else:
+            _lead(channel, here)
+    finally:
+        here.close()
+
+
+def _lead(channel: Connection, here: Rank) -> None:
+    """Rank 0: hand on what the driver says, and give it the answers."""
+    import torch
+
+    from egnn_md.distributed.rank import lead_message, lead_step, lead_stop
+
     while True:
         kind, content = channel.recv()
         if kind == "stop":

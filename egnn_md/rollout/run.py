@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from egnn_md.errors import InputError, OutputError
+from egnn_md.errors import DeviceError, InputError, OutputError
 from egnn_md.rollout.directory import RolloutCheckpoint, RolloutDirectory, StartFiles, Writing, log_units
 from egnn_md.rollout.engine import open_engine
 from egnn_md.rollout.guards import Guards, RolloutError
@@ -264,9 +264,9 @@ class _Loop:
         """Until the end, a signal or a failure of the last start."""
         try:
             return self._run()
-        except OutputError as error:
+        except (OutputError, DeviceError) as error:
             self.directory.try_update(status="stopped", error=str(error), ended=now(), steps_done=self.step)
-            raise OutputError(
+            raise type(error)(
                 f"{error}. Everything up to step {max(self.checkpointed, 0)} is safe, and the rollout goes on from "
                 f"there with\n  {self._resume_command()}"
             ) from error

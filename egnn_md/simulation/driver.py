@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from egnn_md.errors import OutputError, SimulationError
+from egnn_md.errors import DeviceError, OutputError, SimulationError
 from egnn_md.simulation.engine import Engine, EngineError, EngineFactory, Observation
 from egnn_md.simulation.guards import GuardError, Guards, Instant
 from egnn_md.simulation.interrupts import Interrupts
@@ -65,7 +65,8 @@ def drive(build: EngineFactory, request: MDRequest, run: RunDirectory, options: 
     Raises:
         InputError: the structure, model or directory cannot be used; nothing was written.
         SimulationError: a guard stopped the run; the message names atom, element, step and last good frame.
-        OutputError: a file could not be written; the run resumes from its last checkpoint.
+        OutputError, DeviceError: a file could not be written, or devices were lost; the run resumes from its last
+            checkpoint.
     """
     console = options.console or Console(stderr=True)
     with Interrupts() as interrupts:
@@ -115,9 +116,9 @@ class _Loop:
             return self._run()
         except (GuardError, EngineError) as error:
             raise self._fail(error) from error
-        except OutputError as error:
+        except (OutputError, DeviceError) as error:
             self.directory.try_update(status="stopped", error=str(error), ended=now(), **self._speed())
-            raise OutputError(
+            raise type(error)(
                 f"{error}. {self.step} steps were done; everything up to step {max(self.checkpointed, 0)} "
                 f"is safe, and the run goes on from there with\n  {resume_command(self.directory)}"
             ) from error

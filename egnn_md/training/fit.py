@@ -71,9 +71,17 @@ class TrainingTask:
 
 
 def prepare_directory(
-    config: RunConfig, state: dict[str, Any] | None, digest: str, model: nn.Module, ranks: Ranks
+    config: RunConfig, state: dict[str, Any] | None, digest: str, samples: str, model: nn.Module, ranks: Ranks
 ) -> None:
     """Make the run's directory and write ``config.yaml``, once it is sure that ``state`` belongs to this run.
+
+    Args:
+        config: of the run.
+        state: checkpoint to continue from, or None.
+        digest: of the training set, as checkpoints have it.
+        samples: of what every rank must have alike, the order of the samples included.
+        model: to start from.
+        ranks: all of them call this together.
 
     Raises:
         ConfigError: the checkpoint is one of other settings or data.
@@ -85,7 +93,7 @@ def prepare_directory(
     ranks.agree(
         versions=versions(),
         configuration=config.model_dump_json(),
-        training_data=digest,
+        data=samples,
         starting_model=model_digest(model),
         checkpoint=str(None if state is None else state["global_step"]),
     )

@@ -20,7 +20,7 @@ from typing import Any
 from egnn_md import errors
 from egnn_md.errors import EgnnMdError, TrainingError
 from egnn_md.training.config import TrainConfig
-from egnn_md.training.fit import TrainResult
+from egnn_md.training.fit import TrainResult, find_checkpoint
 from egnn_md.training.propagator_config import PropagatorTrainConfig
 
 WATCH = 0.1  # seconds between two looks at the ranks
@@ -44,12 +44,15 @@ def launch(
         what rank 0 returned.
 
     Raises:
+        ConfigError: the directory holds another run.
         EgnnMdError: the first failing rank's own error.
         TrainingError: a rank failed in another way, or was killed.
     """
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    if not resume:
+        find_checkpoint(config, resume)  # what need not wait for processes to start
     with tempfile.TemporaryDirectory(prefix="egnn-md-train-") as folder:
         launcher = LaunchConfig(
             min_nodes=1,
@@ -175,7 +178,8 @@ def _passing_signals_on(folder: Path) -> Iterator[Any]:
 @contextmanager
 def _silent_launcher() -> Iterator[None]:
     """Without the launcher's own screens: a rank's error is told once, in our words."""
-    names = [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed.elastic")]
+    theirs = ("torch.distributed.elastic", "torch.multiprocessing")
+    names = [name for name in logging.root.manager.loggerDict if name.startswith(theirs)]
     loggers = [logging.getLogger(name) for name in names]
     before = [logger.disabled for logger in loggers]
     for logger in loggers:

@@ -100,7 +100,8 @@ def train(
             for graph in part.graphs:
                 check_elements(potential, graph.species)
         digest = data.train.digest()
-        prepare_directory(config, state, digest, potential, ranks)
+        samples = "\n".join(name for part in (data.train, data.valid, data.test) for name in (*part.digests, ""))
+        prepare_directory(config, state, digest, samples, potential, ranks)
         module = PotentialModule(potential, config, make_schedule(config, len(data.train)), digest, ranks)
         return fit(_task(config, module, data, statistics), state, console)
 

@@ -141,7 +141,8 @@ def train_propagator(
         data = load_propagator_data(config, model.config, train, dtype)
         _describe(data, model.config, config, console)
         digest = data.train.digest()
-        prepare_directory(config, state, digest, model, ranks)
+        samples = digest + data.valid.digest() + ("" if data.test is None else data.test.digest())
+        prepare_directory(config, state, digest, samples, model, ranks)
         module = PropagatorModule(model, config, make_schedule(config, len(data.train)), digest, ranks)
         return fit(_task(config, module, model, data), state, console)
 

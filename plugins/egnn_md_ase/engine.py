@@ -18,7 +18,7 @@ from ase.md.langevinbaoab import LangevinBAOAB
 from ase.md.verlet import VelocityVerlet
 from ase.optimize import FIRE2
 
-from egnn_md.errors import EgnnMdError
+from egnn_md.errors import DeviceError, EgnnMdError
 from egnn_md.simulation.driver import DriveOptions, RunResult, drive
 from egnn_md.simulation.engine import Engine, EngineError, Observation
 from egnn_md.simulation.models import check_model, closing_models, open_model
@@ -114,6 +114,8 @@ class ASEEngine:
             dynamics = self.dynamics
             for _ in range(count):
                 dynamics.step()  # type: ignore[attr-defined]
+        except DeviceError:
+            raise  # no fault of the system: the run can go on
         except EgnnMdError as error:
             raise EngineError(str(error)) from error
 
@@ -121,6 +123,8 @@ class ASEEngine:
         """The state now; forces and energy are already there and cost nothing."""
         try:
             forces, energy = self.atoms.get_forces(), float(self.atoms.get_potential_energy())
+        except DeviceError:
+            raise  # no fault of the system: the run can go on
         except EgnnMdError as error:
             raise EngineError(str(error)) from error
         return Observation(
