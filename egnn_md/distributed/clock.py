@@ -21,7 +21,6 @@ class Clock(VerletList):
         self.statistics.updates += 1
         made = not self._still_valid(positions, cell, pbc)
         if made:
-            self.statistics.rebuilds += 1
             self.adopt(positions, cell, pbc, self._edge_index, self._steps)
             self.statistics.skin = self.skin
         self._tuner.used(self._edge_index.shape[1])

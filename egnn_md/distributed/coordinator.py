@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,6 +33,9 @@ class Channel(Protocol):
     @property
     def size(self) -> int:
         """P, number of ranks."""
+
+    def open(self) -> int:
+        """Have ranks ready; a number that is another one whenever they are new and know nothing."""
 
     def step(self, frame: Tensor) -> Answer:
         """One evaluation."""
@@ -94,9 +98,11 @@ class Coordinator:
         self._owner: Tensor | None = None
         self._even = 0.0  # imbalance right after partitioning; 0 until it is known
         self._imbalance = 0.0  # of the last answer
+        self._loads: Tensor | None = None  # (N,) likewise: edges and one for the particle itself
         self._network: dict[str, Any] | None = None
         self._size = channel.size
-        self._reliably(self.restore)
+        self._told: int | None = None  # the ranks that were told everything
+        self._reliably(lambda: None)
 
     # what the ranks have to be told, again if need be
 
@@ -107,8 +113,9 @@ class Coordinator:
             try:
                 if lost is not None:
                     self.channel.recover(lost)
-                    if ask != self.restore:
-                        self.restore()
+                    lost = None
+                if self.channel.open() != self._told:
+                    self.restore()
                 found = ask()
             except RankLostError as error:
                 lost = error
@@ -118,6 +125,12 @@ class Coordinator:
 
     def restore(self) -> None:
         """Tell ranks that know nothing all that they need to go on as the ones before them."""
+        told = self.channel.open()
+        self._told = None
+        self._tell_everything()
+        self._told = told
+
+    def _tell_everything(self) -> None:
         self.channel.message(self.model)
         if self._network is not None:
             self.channel.message(self._network)
@@ -136,7 +149,7 @@ class Coordinator:
 
     def forget(self) -> None:
         """Drop partition and lists: the next answer depends on what is asked alone."""
-        self._owner = None
+        self._owner = self._loads = None
         self._clock = Clock(self.cutoff or 1.0, self.skin)
 
     def memory(self) -> dict[str, Any]:
@@ -151,6 +164,7 @@ class Coordinator:
             "reference_cell": cell.numpy(),
             "reference_pbc": pbc.numpy(),
             "clock": self._clock.state(),
+            "loads": np.zeros(0) if self._loads is None else self._loads.to(torch.int32).numpy(),
             "even": self._even,
             "imbalance": self._imbalance,
             "weights": None if self.weights is None else self.weights.tolist(),
@@ -167,6 +181,8 @@ class Coordinator:
         self._owner = torch.as_tensor(memory["owner"]).long()
         names = ("reference", "reference_cell", "reference_pbc")
         self._clock.take(memory["clock"], tuple(torch.as_tensor(memory[name]) for name in names))  # type: ignore[arg-type]
+        loads = torch.as_tensor(memory["loads"])
+        self._loads = loads.long() if len(loads) else None
         self._even, self._imbalance = float(memory["even"]), float(memory["imbalance"])
         self.weights = None if memory["weights"] is None else torch.tensor(memory["weights"], dtype=torch.float64)
         self._reliably(self.restore)
@@ -212,18 +228,20 @@ class Coordinator:
             self.forget()
 
     def _divide(self, positions: Tensor, cell: Tensor, pbc: Tensor) -> None:
-        """Partition for these positions, and tell it."""
-        self._owner = self._partition(positions, cell, pbc, None)
+        """Partition for these positions, and tell it. What particles cost is what they did in the last answer."""
+        self._owner = self._partition(positions, cell, pbc, None, self._loads)
         self._even = 0.0
         self._tell_system()
 
-    def _partition(self, positions: Tensor, cell: Tensor, pbc: Tensor, edge_index: Tensor | None) -> Tensor:
+    def _partition(
+        self, positions: Tensor, cell: Tensor, pbc: Tensor, edge_index: Tensor | None, loads: Tensor | None
+    ) -> Tensor:
         self.partitions += 1
         if edge_index is None and self.method in ("metis", "spectral") and self.cutoff is not None:
             edge_index = neighbor_list(positions, cell, pbc, self.cutoff)[0]
         return partition(
             positions, self.channel.size, method=self.method, cell=cell, pbc=pbc, weights=self.weights,
-            edge_index=edge_index,
+            edge_index=edge_index, loads=loads,
         ).owner  # fmt: skip
 
     def _prepare(self, positions: Tensor, cell: Tensor, pbc: Tensor) -> bool:
@@ -250,6 +268,7 @@ class Coordinator:
 
     def _learn(self, answer: Answer) -> None:
         self.reports = [Report.unpack(row) for row in answer.reports]
+        self._loads = 1 + answer.rows[:, -1].long()
         self._imbalance = imbalance(self.reports)
         if not self._even:
             self._even = self._imbalance
@@ -346,8 +365,11 @@ class Coordinator:
             name: value.detach().cpu() for name, value in vars(graph).items() if isinstance(value, Tensor)
         }
 
+        edges = graph.edge_index.cpu()
+        loads = 1 + torch.bincount(edges[0], minlength=graph.num_nodes)
+
         def ask() -> Answer:
-            owner = self._partition(positions, cell, pbc, graph.edge_index.cpu()).to(torch.int32)
+            owner = self._partition(positions, cell, pbc, edges, loads).to(torch.int32)
             message = {"kind": "graph", "graph": tensors, "owner": owner, "forces": forces, "stress": stress}
             found = self.channel.message(message)
             assert found is not None

@@ -31,7 +31,7 @@ def device_names(devices: int | Sequence[str], device: str = "cpu") -> list[str]
     if isinstance(devices, int):
         if devices < 1:
             raise InputError(f"devices must be at least 1, not {devices}")
-        kind = torch.device(device).type
+        kind = str(device).partition(":")[0]
         names = [f"cuda:{index}" for index in range(devices)] if kind == "cuda" else [str(device)] * devices
     else:
         names = [str(name) for name in devices]

@@ -34,6 +34,7 @@ LOOK = 0.1  # seconds between two looks at the heartbeats
 GRACE = 1.0  # seconds in which the others' ends are awaited once one rank is lost: the first cause is told
 PATIENCE = 3  # losses of one rank in one evaluation after which its device is taken as gone
 LOG_LINES = 4
+START = "import sys; from egnn_md.distributed.worker import main; sys.exit(main(int(sys.argv[1])))"
 START_LIMIT = 120.0  # seconds until all ranks have started and met
 MEMORY_OF_A_RANK = 400e6  # bytes; torch and this package, before anything is computed
 
@@ -55,7 +56,7 @@ class _Worker:
         ours, theirs = Pipe()
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "egnn_md.distributed.worker", str(theirs.fileno())],
+                [sys.executable, "-c", START, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -117,6 +118,7 @@ class Pool:
         self._folder: Path | None = None
         self._heartbeat: Heartbeat | None = None
         self._began: float | None = None
+        self._generation = 0
         _check_memory(len(self.devices))
 
     @property
@@ -128,6 +130,12 @@ class Pool:
     def pids(self) -> list[int]:
         """Process numbers by rank; empty before the first call."""
         return [worker.process.pid for worker in self._workers]
+
+    def open(self) -> int:
+        """See :class:`egnn_md.distributed.coordinator.Channel`."""
+        if not self._workers:
+            self._start()
+        return self._generation
 
     def step(self, frame: Tensor) -> Answer:
         """See :class:`egnn_md.distributed.coordinator.Channel`."""
@@ -205,6 +213,7 @@ class Pool:
             self._stop()
 
     def _start(self) -> None:
+        self._generation += 1
         self._folder = Path(tempfile.mkdtemp(prefix="egnn-md-ranks-"))
         self._heartbeat = Heartbeat(self._folder / "heartbeat", self.size)
         self._heartbeat.times[:] = time.monotonic()
@@ -228,8 +237,7 @@ class Pool:
         self._await("ready", self._workers, START_LIMIT, silence=False)
 
     def _ask(self, request: tuple[str, Any]) -> Answer | None:
-        if not self._workers:
-            self._start()
+        self.open()
         try:
             self._workers[0].channel.send(request)
         except OSError:

@@ -103,8 +103,8 @@ class Answer:
     """What comes back from a step.
 
     Attributes:
-        rows: (N, k) float64 in the order of the system: forces and energies (k = 4), or positions and velocities
-            a stride later and the number of edges received (k = 7).
+        rows: (N, k) float64 in the order of the system: forces and energy (k = 5), or positions and velocities a
+            stride later (k = 7); the last column is the number of edges received.
         totals: energy (1,) and stress (3, 3), or virtual positions (G, 3, C).
         reports: (P, REPORT) what each rank says; see :class:`Report`.
     """

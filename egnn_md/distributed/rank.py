@@ -161,10 +161,7 @@ class Rank:
             answer = evaluate(self.model, graph, forces=step.forces, stress=step.stress)
         forces = answer.pop("forces", None)
         energies = answer.pop("energies")
-        rows = torch.zeros(own, 4, dtype=torch.float64)
-        rows[:, 3] = energies
-        if forces is not None:
-            rows[:, :3] = forces
+        rows = _energy_rows(energies, forces, edge_index[0])
         return rows, {name: value.double().cpu() for name, value in answer.items()}, edge_index.shape[1]
 
     def _propagate(self, step: Step) -> tuple[Tensor, dict[str, Tensor], int]:
@@ -211,10 +208,7 @@ class Rank:
         else:
             with communicating(self.model, part.parts):
                 answer = evaluate(self.model, local, forces=message["forces"], stress=message["stress"])
-            rows = torch.zeros(part.own.shape[0], 4, dtype=torch.float64)
-            rows[:, 3] = answer.pop("energies")
-            if message["forces"]:
-                rows[:, :3] = answer.pop("forces")
+            rows = _energy_rows(answer.pop("energies"), answer.pop("forces", None), local.edge_index[0])
             totals = {name: value.double().cpu() for name, value in answer.items()}
         seconds = time.perf_counter() - begin - (self.wire.waited - waited)
         found = self._gather(rows, totals, local.num_edges, seconds, part)
@@ -253,6 +247,16 @@ class Rank:
             members = (self.owner == number).nonzero().reshape(-1)
             whole[members] = values[REPORT : REPORT + len(members) * width].reshape(-1, width)
         return Answer(whole, totals, torch.stack([values[:REPORT] for values in pieces]))
+
+
+def _energy_rows(energies: Tensor, forces: Tensor | None, receivers: Tensor) -> Tensor:
+    """(n, 5) forces (zero where there are none), energies, and edges received."""
+    rows = torch.zeros(energies.shape[0], 5, dtype=torch.float64)
+    if forces is not None:
+        rows[:, :3] = forces
+    rows[:, 3] = energies
+    rows[:, 4] = torch.bincount(receivers, minlength=energies.shape[0])
+    return rows
 
 
 def lead_step(rank: Rank, frame: Tensor) -> Answer:

@@ -1,11 +1,10 @@
-"""One rank of a pool, as a process: ``python -m egnn_md.distributed.worker FD``. Users never start it themselves."""
+"""One rank of a pool, as a process of its own that :mod:`egnn_md.distributed.pool` starts."""
 
 from __future__ import annotations
 
 import mmap
 import os
 import re
-import sys
 import threading
 import time
 import traceback
@@ -149,7 +148,3 @@ def _lead(channel: Connection, here: Rank) -> None:
                 ),
             )
         )
-
-
-if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1])))

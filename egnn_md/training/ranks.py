@@ -318,10 +318,14 @@ def join(config: RunConfig) -> Ranks:
     """
     size = int(os.environ["WORLD_SIZE"]) if launched() else 1
     if config.devices != size:
-        started = f"torchrun started {size} processes" if size > 1 else "this process is alone"
+        if size > 1:
+            raise ConfigError(
+                f"devices = {config.devices}, but torchrun started {size} processes; train with --devices {size}, or "
+                f"let it start {config.devices}"
+            )
         raise ConfigError(
-            f"devices = {config.devices}, but {started}; start the training with egnn-md train --devices "
-            f"{config.devices}, or let torchrun start as many"
+            f"devices = {config.devices}, but this process is alone; start the training with egnn-md train --devices "
+            f"{config.devices}, or with torchrun"
         )
     if size == 1:
         return Ranks(config.device)

@@ -19,8 +19,7 @@ from ase.io import Trajectory
 from ase.md.langevinbaoab import LangevinBAOAB
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 
-from egnn_md.distributed import DeviceLostWarning, ParallelPotential, RankLostWarning
-from egnn_md.errors import InputError, SimulationError
+from egnn_md.distributed import ParallelPotential, RankLostWarning
 from egnn_md.models import FastEGNNPotential, PotentialConfig
 from egnn_md_ase import FastEGNNCalculator
 
