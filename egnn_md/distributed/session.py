@@ -192,6 +192,13 @@ def _meet(backend: str | None = None) -> Rank:
             f"rank {rank} of {size} waited {MEETING:g} s for the others in vain; every rank must call "
             "egnn_md.distributed.serve(), and rank 0 make a ParallelPotential or ParallelPropagator"
         ) from error
+    except RuntimeError as error:
+        if "gloo" not in str(error).lower():
+            raise
+        raise InputError(
+            f"rank {rank} of {size} cannot connect to the others: {error}; name the network interface that joins the "
+            "machines with the environment variable GLOO_SOCKET_IFNAME"
+        ) from error
     return Rank(Wire(compute, rank, size), Wire(control, rank, size), device)
 
 

@@ -8,6 +8,7 @@ backward; they do, because they run the same network.
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -208,7 +209,8 @@ def open_group(
         size: number of ranks.
         backend: ``gloo`` (CPU) or ``nccl`` (CUDA).
         limit: seconds that a collective may take before it fails.
-        loopback: all ranks are on this machine, and its name need not be resolvable.
+        loopback: all ranks are on this machine, and its name need not be resolvable. Else Gloo uses the interfaces that
+            the environment variable GLOO_SOCKET_IFNAME names, or the one that the machine's name belongs to.
 
     Raises:
         InputError: an unknown backend, or NCCL without GPUs.
@@ -229,5 +231,11 @@ def open_group(
     gloo: Any = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
     gloo._timeout = waiting
     device = dist.ProcessGroupGloo.create_device
-    gloo._devices = [device(hostname="127.0.0.1") if loopback else dist.ProcessGroupGloo.create_default_device()]
+    interfaces = [name for name in os.environ.get("GLOO_SOCKET_IFNAME", "").split(",") if name]
+    if loopback:
+        gloo._devices = [device(hostname="127.0.0.1")]
+    elif interfaces:
+        gloo._devices = [device(interface=name) for name in interfaces]
+    else:
+        gloo._devices = [dist.ProcessGroupGloo.create_default_device()]
     return dist.ProcessGroupGloo(store, rank, size, gloo)

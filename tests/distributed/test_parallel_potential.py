@@ -24,7 +24,7 @@ from egnn_md.models import FastEGNNPotential, LennardJones, PotentialConfig, eva
 from egnn_md.neighbors import neighbor_list
 from egnn_md_ase import FastEGNNCalculator
 
-pytestmark = pytest.mark.multirank
+MULTIRANK = pytest.mark.multirank  # those that start processes of their own
 TOLERANCE = {"float64": 1e-10, "float32": 1e-5}  # relative; sums in another order
 
 
@@ -140,6 +140,7 @@ def test_answers_do_not_depend_on_what_came_before(pair: ParallelPotential) -> N
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("ranks", [1, 3])
+@MULTIRANK
 def test_calculator(dtype: str, ranks: int) -> None:
     atoms = argon(skew=1.0)
     atoms.calc = FastEGNNCalculator(potential(), dtype=dtype)
@@ -151,6 +152,7 @@ def test_calculator(dtype: str, ranks: int) -> None:
     agrees(found, wanted, TOLERANCE[dtype])
 
 
+@MULTIRANK
 def test_paper_mode_and_its_error() -> None:
     atoms = argon()
     graph = as_graph(atoms)
@@ -175,6 +177,7 @@ def test_paper_mode_and_its_error() -> None:
     assert error["force_rmse"] == pytest.approx(float(difference.pow(2).mean().sqrt()), rel=1e-8)
 
 
+@MULTIRANK
 def test_slow_networks_change_no_bit() -> None:
     atoms = argon()
     with ParallelPotential(potential(), 2, dtype="float64", threads=1) as split:
@@ -191,6 +194,7 @@ def test_slow_networks_change_no_bit() -> None:
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
+@MULTIRANK
 def test_balance_gives_a_slow_rank_less() -> None:
     atoms = argon((6, 4, 4))
     with ParallelPotential(potential(), 2, balance=True, skin=0.0, threads=1) as split:
@@ -208,6 +212,7 @@ def test_balance_gives_a_slow_rank_less() -> None:
         assert split.reports[0].particles == pytest.approx(0.75 * len(atoms), abs=1)
 
 
+@MULTIRANK
 @pytest.mark.filterwarnings("ignore::egnn_md.distributed.RankLostWarning")
 def test_hanging_rank_is_told_by_the_time_limit() -> None:
     """It beats on, but does not answer."""
@@ -219,6 +224,7 @@ def test_hanging_rank_is_told_by_the_time_limit() -> None:
             split.evaluate_structure(*structure(atoms))
 
 
+@MULTIRANK
 def test_device_that_is_gone_for_good() -> None:
     """Whatever is started as the second rank dies: the run goes on with the two others."""
     atoms = argon()
@@ -248,6 +254,7 @@ def test_device_that_is_gone_for_good() -> None:
     agrees(again, wanted, TOLERANCE["float64"])
 
 
+@MULTIRANK
 def test_out_of_memory_names_rank_and_size() -> None:
     atoms = argon((30, 30, 30))
     with ParallelPotential(potential(), 2, threads=1, kernels="plain") as split:
