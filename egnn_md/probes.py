@@ -139,6 +139,28 @@ done(note="compiled by " + Path(find_compiler()).name)
         install="a C++ compiler (on Debian: apt-get install g++)",
     ),
     Probe(
+        "collectives",
+        "several devices",
+        """
+stage("import")
+import threading, torch
+import torch.distributed as dist
+from egnn_md.distributed.wire import Wire, open_group
+stage("a sum over two ranks")
+store, found = dist.HashStore(), []
+def rank(number):
+    wire = Wire(open_group(store, number, 2, limit=30, loopback=True), number, 2)
+    found.append(float(wire.total(torch.tensor([1.0 + number]))))
+    wire.group = None
+ranks = [threading.Thread(target=rank, args=(number,)) for number in range(2)]
+[thread.start() for thread in ranks]
+[thread.join() for thread in ranks]
+assert found == [3.0, 3.0], found
+done(note="gloo" + (", NCCL" if dist.is_nccl_available() and torch.cuda.is_available() else ""))
+""",
+        ("torch",),
+    ),
+    Probe(
         "eager",
         "models in Python",
         _ARGON

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from egnn_md import errors
-from egnn_md.errors import EgnnMdError, TrainingError
+from egnn_md.errors import DeviceError, EgnnMdError, TrainingError
 from egnn_md.training.config import TrainConfig
 from egnn_md.training.fit import TrainResult, find_checkpoint
 from egnn_md.training.propagator_config import PropagatorTrainConfig
@@ -46,7 +46,8 @@ def launch(
     Raises:
         ConfigError: the directory holds another run.
         EgnnMdError: the first failing rank's own error.
-        TrainingError: a rank failed in another way, or was killed.
+        DeviceError: a rank was killed or lost, more often than ``max_restarts``.
+        TrainingError: a rank failed in another way.
     """
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -132,13 +133,13 @@ def _explain(folder: Path, rank: int, exitcode: int) -> EgnnMdError:
     if not reports or (reports[0]["lost"] and exitcode < 0):
         how = f"was ended by {signal.Signals(-exitcode).name}" if exitcode < 0 else f"ended with exit code {exitcode}"
         why = ", perhaps because memory ran out" if exitcode == -signal.SIGKILL else ""
-        return TrainingError(f"rank {rank} {how}{why}; go on from the last checkpoint with --resume")
+        return DeviceError(f"rank {rank} {how}{why}; go on from the last checkpoint with --resume")
     first = reports[0]
     kind = getattr(errors, first["type"], None)
     if isinstance(kind, type) and issubclass(kind, EgnnMdError):
         return kind(first["text"])
-    if not first["trace"]:
-        return TrainingError(first["text"])
+    if first["lost"]:
+        return DeviceError(first["text"])
     return TrainingError(f"rank {first['rank']} failed: {first['type']}: {first['text']}\n{first['trace']}")
 
 

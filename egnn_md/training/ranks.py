@@ -28,7 +28,7 @@ from egnn_md.distributed.partition import GRAPH_METHODS, partition
 from egnn_md.distributed.session import check_backend, launched
 from egnn_md.distributed.wire import Wire, open_group
 from egnn_md.distributed.worker import describe_failure
-from egnn_md.errors import ConfigError, TrainingError
+from egnn_md.errors import ConfigError, DeviceError, TrainingError
 from egnn_md.graph import ParticleGraph
 from egnn_md.models import Potential, evaluate
 from egnn_md.models.propagator import Prediction, predict_unchecked
@@ -40,7 +40,7 @@ LIMIT = 1800.0  # seconds that a collective may take: the others may still be re
 HASH = 32  # bytes of a sha256
 
 
-class RanksLostError(TrainingError):
+class RanksLostError(DeviceError):
     """Another rank went away, so this one cannot go on; that rank knows the reason."""
 
 

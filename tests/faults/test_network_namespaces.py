@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -98,12 +99,9 @@ def run(inputs: Path) -> tuple[float, list[str]]:
             "RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": ADDRESSES[0], "MASTER_PORT": PORT,
             "GLOO_SOCKET_IFNAME": device, "OMP_NUM_THREADS": "1", "EGNN_MD_BACKEND": "gloo",
         }  # fmt: skip
-        processes.append(
-            subprocess.Popen(
-                ["ip", "netns", "exec", name, sys.executable, str(inputs / "script.py"), str(inputs)],
-                env={**os.environ, **variables}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            )  # fmt: skip
-        )
+        words = ["ip", "netns", "exec", name, sys.executable, str(inputs / "script.py"), str(inputs)]
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        processes.append(subprocess.Popen(words, env={**os.environ, **variables}, **pipes))
     said = [process.communicate(timeout=240) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said
     output = said[0][0]

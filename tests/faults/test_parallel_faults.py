@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -15,10 +17,11 @@ import numpy as np
 import pytest
 import torch
 from ase import units
-from ase.io import Trajectory
+from ase.io import Trajectory, write
 from ase.md.langevinbaoab import LangevinBAOAB
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 
+from egnn_md.checkpoint import save_model
 from egnn_md.distributed import ParallelPotential, RankLostWarning
 from egnn_md.models import FastEGNNPotential, PotentialConfig
 from egnn_md_ase import FastEGNNCalculator
@@ -124,3 +127,55 @@ def test_killed_and_stopped(model: FastEGNNPotential, tmp_path: Path) -> None:
 @pytest.mark.multirank
 def test_twenty_times(model: FastEGNNPotential, tmp_path: Path) -> None:
     disturbed(model, tmp_path, [signal.SIGKILL, signal.SIGSTOP] * 10, 4000)
+
+
+def children(parent: int) -> list[int]:
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "stat").read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        if int(words[1]) == parent and words[0] != "Z":
+            found.append(int(folder.name))
+    return found
+
+
+def test_killed_driver_leaves_nobody_behind_and_resumes(model: FastEGNNPotential, tmp_path: Path) -> None:
+    save_model(model, tmp_path / "argon.safetensors")
+    write(tmp_path / "argon.extxyz", crystal())
+    program = str(Path(sys.executable).parent / "egnn-md")
+
+    def command(output: str) -> list[str]:
+        return [
+            program, "md", str(tmp_path / "argon.extxyz"), "--model", str(tmp_path / "argon.safetensors"), "--engine",
+            "ase", "--no-minimize", "--temperature", "60", "--steps", "160", "--frame-interval", "10",
+            "--checkpoint-interval", "20", "--devices", "2", "--output", str(tmp_path / output),
+        ]  # fmt: skip
+
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    options: dict[str, Any] = {"env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    assert subprocess.run(command("whole"), check=False, **options).returncode == 0
+    driver = subprocess.Popen(command("parts"), **options)
+    checkpoint = tmp_path / "parts" / "checkpoint.npz"
+    first = None
+    while driver.poll() is None:
+        if checkpoint.exists():
+            first = first or checkpoint.stat().st_mtime_ns
+            if checkpoint.stat().st_mtime_ns != first:  # not the one of step 0
+                break
+        time.sleep(0.005)
+    workers = children(driver.pid)
+    driver.send_signal(signal.SIGKILL)
+    assert driver.wait() == -signal.SIGKILL, "the run was over before it could be killed"
+    assert len(workers) == 2
+    end = time.monotonic() + 10
+    while time.monotonic() < end and any(Path(f"/proc/{pid}").exists() for pid in workers):
+        time.sleep(0.05)
+    assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
+    resumed = subprocess.run(
+        [program, "md", "--resume", "--output", str(tmp_path / "parts")], check=False, **options
+    )
+    assert resumed.returncode == 0
+    for name in ("trajectory.dcd", "final.pdb", "final.extxyz"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes(), name
