@@ -45,7 +45,7 @@ Memory = Annotated[
 def register(app: typer.Typer) -> None:
     """Add the sub-app to ``app``."""
     bench = typer.Typer(no_args_is_help=True, help="Measure speed and memory.")
-    for function in (model, md, neighbors, peers, growth, count):
+    for function in (model, md, neighbors, peers, growth, count, scaling):
         bench.command(function.__name__)(function)
     app.add_typer(bench, name="bench")
 
@@ -216,6 +216,84 @@ def count(
     Sizes: nbody, protein, water3d, fluid113k, cloud-N, water-192 to water-98304.
     """
     _run("count", sizes, None, quantities, model, 1, 0, threads, device, dtype, output, 0, False, {})
+
+
+def scaling(
+    system: Annotated[
+        str, typer.Option(help="fluid113k, water3d, protein, nbody, cloud-N, water-N.", rich_help_panel=_WHAT)
+    ] = "fluid113k",
+    particles: Annotated[
+        int | None,
+        typer.Option(help="Short for --system cloud-N: 1000000.", rich_help_panel=_WHAT, show_default=False),
+    ] = None,
+    ranks: Annotated[str, typer.Option(help="Numbers of parts, with commas.", rich_help_panel=_WHAT)] = "1,2,4,8",
+    what: Annotated[
+        str | None,
+        typer.Option(
+            help="Of forward, step, forces. (default: forward,step; water: forward,forces)",
+            rich_help_panel=_WHAT,
+            show_default=False,
+        ),
+    ] = None,
+    partition: Annotated[
+        str, typer.Option(help="bisection, random, k-means, metis, spectral.", rich_help_panel=_WHAT)
+    ] = "bisection",
+    mode: Annotated[str, typer.Option(help="exact or paper.", rich_help_panel=_WHAT)] = "exact",
+    path: Annotated[str, typer.Option(help="plain, fused or compiled.", rich_help_panel=_WHAT)] = "fused",
+    networks: Annotated[
+        str | None,
+        typer.Option(
+            help="Modelled ones: nvlink, infiniband, 25gbe, 10gbe. (default: all)",
+            rich_help_panel=_WHAT,
+            show_default=False,
+        ),
+    ] = None,
+    weak: Annotated[
+        int | None,
+        typer.Option(help="Weak scaling, too: particles a rank.", rich_help_panel=_WHAT, show_default=False),
+    ] = None,
+    measure: Annotated[
+        str | None,
+        typer.Option(
+            help="Numbers of processes that really run, over gloo: 2,4.", rich_help_panel=_HOW, show_default=False
+        ),
+    ] = None,
+    parts: Annotated[
+        bool, typer.Option("--parts/--no-parts", help="Parts alone and the models.", rich_help_panel=_HOW)
+    ] = True,
+    model: Model = "water",
+    repeats: Repeats = 5,
+    warmup: Warmup = 1,
+    threads: Annotated[int, typer.Option(help="Of torch, for every rank.", rich_help_panel=_HOW)] = 1,
+    dtype: Dtype = "float32",
+    output: Output = None,
+    seed: Seed = 0,
+    memory: Memory = True,
+) -> None:
+    """One system over several devices: particles, edges, halo, bytes, compute and memory a rank; a model of a step.
+
+    Parts are measured one after the other, so that any number of ranks can be looked at on any machine. Steps on other
+    machines and networks are modelled and called so; --measure runs real ones on this machine.
+
+    Examples:
+
+      egnn-md bench scaling --ranks 1,2,4,8 --what step
+
+      egnn-md bench scaling --system water-5184 --what forces --measure 2
+
+      egnn-md bench scaling --particles 1000000 --what forward --measure 2 --no-parts
+    """
+    more: dict[str, Any] = {
+        "ranks": _words(ranks),
+        "measure": _words(measure),
+        "weak": weak,
+        "partition": partition,
+        "mode": mode,
+        "networks": _words(networks),
+        "parts": parts,
+    }
+    name = system if particles is None else f"cloud-{particles}"
+    _run("scaling", name, path, what, model, repeats, warmup, threads, "cpu", dtype, output, seed, memory, more)
 
 
 def _words(text: str | None) -> tuple[str, ...]:
