@@ -19,36 +19,24 @@ import torch
 
 from egnn_md.distributed.wire import Wire, open_group
 from egnn_md.nn.communication import Alone
-from egnn_md_benchmarks.memory import peak_of
+from egnn_md_benchmarks.memory import load_libraries, peak_of
 from egnn_md_benchmarks.scaling_parts import Collective, PartWork, Piece, pieces, whole_graph
 from egnn_md_benchmarks.workloads import Case
 
 PINGS = 15
 
 
-def load_libraries(case: Case, path: str, quantity: str) -> None:
-    """By calls that are too small to count: one that remembers, one that recomputes as large parts do.
-
-    The second one makes torch import 150 MB of modules, which must not be taken for tensors.
-    """
-    from egnn_md.kernels import fused
-
+def load(case: Case, path: str, quantity: str) -> None:
+    """Load what a call loads, by one that is too small to count."""
     tiny = case.tiny()
     (piece,) = pieces(whole_graph(tiny), torch.zeros(0, dtype=torch.int64), 1)
-    call = PartWork(tiny, piece).call(path, quantity, Alone())
-    call()
-    before = fused.RECOMPUTE_PARTICLES
-    fused.RECOMPUTE_PARTICLES = 0
-    try:
-        call()
-    finally:
-        fused.RECOMPUTE_PARTICLES = before
+    load_libraries(PartWork(tiny, piece).call(path, quantity, Alone()))
 
 
 def measure_memory(asked: dict[str, Any]) -> dict[str, Any]:
     """``bytes`` above inputs and weights, ``method``, ``inputs``, ``weights``."""
     case = Case(**asked["case"])
-    load_libraries(case, asked["path"], asked["quantity"])
+    load(case, asked["path"], asked["quantity"])
     piece = Piece.load(Path(asked["piece"]))
     work = PartWork(case, piece)
     size, method = peak_of(work.call(asked["path"], asked["quantity"], piece.dry()), "cpu")
