@@ -52,7 +52,7 @@ def measure_run(asked: dict[str, Any]) -> dict[str, Any]:
     """
     case, size, rank = Case(**asked["case"]), int(asked["size"]), int(asked["rank"])
     path, quantity = asked["path"], asked["quantity"]
-    load_libraries(case, path, quantity)
+    load(case, path, quantity)
     piece = Piece.load(Path(asked["piece"]))
     work = PartWork(case, piece)
     store = torch.distributed.FileStore(str(Path(asked["folder"]) / "store"), size)
