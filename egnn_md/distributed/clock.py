@@ -43,8 +43,8 @@ class Clock(VerletList):
     def take(self, state: dict[str, Any], reference: tuple[Tensor, Tensor, Tensor]) -> None:
         """Go on as the one whose :meth:`state` and :attr:`reference` these are."""
         self.learn(int(state["pairs"]))
-        self.adopt(*reference, self._edge_index, self._steps)
-        for name, value in state["tuned"].items():
+        for name, value in state["tuned"].items():  # the skin first: it says how far the lists reach
             setattr(self._tuner, name, value)
+        self.adopt(*reference, self._edge_index, self._steps)
         for name, value in state["statistics"].items():
             setattr(self.statistics, name, value)

@@ -6,17 +6,19 @@ skin are kept here. So an evaluation that was lost with a rank is repeated by ot
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from egnn_md.distributed.channel import Channel, RankLostError
 from egnn_md.distributed.clock import Clock
 from egnn_md.distributed.partition import balanced_weights, partition
 from egnn_md.distributed.protocol import Answer, Report, Step
-from egnn_md.errors import DeviceError, InputError
+from egnn_md.errors import InputError
 from egnn_md.graph import COINCIDENT, ParticleGraph, check_structure
 from egnn_md.neighbors import neighbor_list
 from egnn_md.neighbors.frame import Frame
@@ -25,40 +27,6 @@ DRIFT = 1.1  # the load of the busiest rank may grow by this factor before the s
 FURTHEST = 1e8  # length; so far from the origin even float64 knows positions to 1e-8 only
 T = TypeVar("T")
 OPEN = torch.zeros(3, dtype=torch.bool)
-
-
-class Channel(Protocol):
-    """The way to the ranks."""
-
-    @property
-    def size(self) -> int:
-        """P, number of ranks."""
-
-    def open(self) -> int:
-        """Have ranks ready; a number that is another one whenever they are new and know nothing."""
-
-    def step(self, frame: Tensor) -> Answer:
-        """One evaluation."""
-
-    def message(self, message: dict[str, Any]) -> Answer | None:
-        """A message to all ranks."""
-
-    def succeeded(self) -> None:
-        """The ranks answered."""
-
-    def recover(self, error: RankLostError) -> None:
-        """Ranks were lost: get new ones, which know nothing. Raises DeviceError if there is no way on."""
-
-    def close(self) -> None:
-        """Let the ranks go."""
-
-
-class RankLostError(DeviceError):
-    """A rank died, or does not answer; what it was asked for can be asked again once there are new ranks."""
-
-    def __init__(self, message: str, ranks: Sequence[int] = ()) -> None:
-        super().__init__(message)
-        self.ranks = tuple(ranks)
 
 
 class Coordinator:
@@ -102,6 +70,7 @@ class Coordinator:
         self._network: dict[str, Any] | None = None
         self._size = channel.size
         self._told: int | None = None  # the ranks that were told everything
+        self._turn = threading.RLock()  # answers of two threads that ask at once must not be mixed up
         self._reliably(lambda: None)
 
     # what the ranks have to be told, again if need be
@@ -109,19 +78,41 @@ class Coordinator:
     def _reliably(self, ask: Callable[[], T]) -> T:
         """``ask()``, again with new ranks as often as ranks are lost and the channel finds new ones."""
         lost: RankLostError | None = None
-        while True:
-            try:
-                if lost is not None:
-                    self.channel.recover(lost)
-                    lost = None
-                if self.channel.open() != self._told:
-                    self.restore()
-                found = ask()
-            except RankLostError as error:
-                lost = error
-            else:
-                self.channel.succeeded()
-                return found
+        with self._turn:
+            while True:
+                try:
+                    if lost is not None:
+                        self.channel.recover(lost)
+                        lost = None
+                    if self.channel.open() != self._told:
+                        self.restore()
+                    found = ask()
+                except RankLostError as error:
+                    lost = error
+                else:
+                    self.channel.succeeded()
+                    return found
+
+    def _answer(self, positions: Tensor, cell: Tensor, pbc: Tensor, step_of: Callable[[bool, float], Step]) -> Answer:
+        """Of one step; ``step_of(remake, skin)`` makes it."""
+        remake: bool | None = None
+
+        def ask() -> Answer:
+            nonlocal remake
+            # decided once: an evaluation that is repeated counts once, so that later lists are made when they would be
+            if remake is None or self._owner is None:
+                remake = self._prepare(positions, cell, pbc)
+            return self.channel.step(step_of(remake, self._clock.statistics.skin).pack())
+
+        try:
+            answer = self._reliably(ask)
+            self._learn(answer)
+        except BaseException:
+            # nobody knows what the ranks were told and which lists they have: tell them again, and make new ones
+            self._told = None
+            self._clock.reset()
+            raise
+        return answer
 
     def restore(self) -> None:
         """Tell ranks that know nothing all that they need to go on as the ones before them."""
@@ -175,7 +166,7 @@ class Coordinator:
         self, memory: dict[str, Any], species: Tensor, pbc: Tensor, features: Tensor | None = None
     ) -> None:
         """Go on as the one whose :meth:`memory` it is, bit by bit; with another number of ranks, to rounding."""
-        if not memory or memory["ranks"] != self.channel.size:
+        if memory.get("ranks") != self.channel.size:  # also where one process wrote it, without ranks
             return
         self._take_system(species, pbc, features)
         self._owner = torch.as_tensor(memory["owner"]).long()
@@ -185,7 +176,8 @@ class Coordinator:
         self._loads = loads.long() if len(loads) else None
         self._even, self._imbalance = float(memory["even"]), float(memory["imbalance"])
         self.weights = None if memory["weights"] is None else torch.tensor(memory["weights"], dtype=torch.float64)
-        self._reliably(self.restore)
+        self._told = None
+        self._reliably(lambda: None)
 
     def change_model(self, message: dict[str, Any]) -> None:
         """Give the ranks another model, or another mode; partition and lists are made anew."""
@@ -224,7 +216,8 @@ class Coordinator:
             or (features is None) != (known["features"] is None)
             or (features is not None and not torch.equal(known["features"], features))
         ):
-            self._system = {"species": species.clone(), "pbc": pbc.clone(), "features": features}
+            kept = None if features is None else features.clone()
+            self._system = {"species": species.clone(), "pbc": pbc.clone(), "features": kept}
             self.forget()
 
     def _divide(self, positions: Tensor, cell: Tensor, pbc: Tensor) -> None:
@@ -237,6 +230,8 @@ class Coordinator:
         self, positions: Tensor, cell: Tensor, pbc: Tensor, edge_index: Tensor | None, loads: Tensor | None
     ) -> Tensor:
         self.partitions += 1
+        if self.weights is not None and len(self.weights) != self.channel.size:
+            self.weights = None  # a device is gone
         if edge_index is None and self.method in ("metis", "spectral") and self.cutoff is not None:
             edge_index = neighbor_list(positions, cell, pbc, self.cutoff)[0]
         return partition(
@@ -248,7 +243,6 @@ class Coordinator:
         """Partition where needed; True if lists have to be made at these positions."""
         if self._owner is None:
             self._divide(positions, cell, pbc)
-            self._clock.reset()
         if not self._clock.due(positions, cell, pbc):
             return False
         if self._even:
@@ -294,25 +288,23 @@ class Coordinator:
         """
         positions = positions.detach().to("cpu", torch.float64)
         pbc = pbc.cpu()
+        _check_rows(positions, species)
         furthest = float(positions.abs().max()) if len(positions) else 0.0
         if not furthest <= FURTHEST:
             check_structure(positions, torch.zeros(3, 3), OPEN)
             raise InputError(f"an atom is {furthest:.1e} Å from the origin; something went wrong before this")
-        self._frame.take(cell.detach().cpu().double().numpy(), pbc.numpy())
-        box = self._frame.cell
-        self._take_system(species.detach().cpu(), pbc, None)
-        home = self._frame.home(positions)
-        at_home = positions if home is None else positions - home @ box
-        offset = at_home.mean(dim=0) if len(at_home) else torch.zeros(3, dtype=torch.float64)
-
-        def ask() -> Answer:
-            remake = self._prepare(positions, box, pbc)
-            step = Step(positions, box, offset, None, forces, stress, remake, self._clock.statistics.skin)
-            return self.channel.step(step.pack())
-
-        answer = self._reliably(ask)
-        self._learn(answer)
-        self._refuse_coincident()
+        with self._turn:
+            self._frame.take(cell.detach().cpu().double().numpy(), pbc.numpy())
+            box = self._frame.cell
+            self._take_system(species.detach().cpu(), pbc, None)
+            home = self._frame.home(positions)
+            at_home = positions if home is None else positions - home @ box
+            offset = at_home.mean(dim=0) if len(at_home) else torch.zeros(3, dtype=torch.float64)
+            answer = self._answer(
+                positions, box, pbc,
+                lambda remake, skin: Step(positions, box, offset, None, forces, stress, remake, skin),
+            )  # fmt: skip
+            self._refuse_coincident()
         found = {"energies": answer.rows[:, 3], "energy": answer.totals["energy"]}
         if forces:
             found["forces"] = answer.rows[:, :3]
@@ -343,16 +335,14 @@ class Coordinator:
         """
         x = positions.detach().to("cpu", torch.float64)
         pbc, box = pbc.cpu(), cell.detach().cpu().double()
-        self._take_system(species.detach().cpu(), pbc, None if features is None else features.detach().cpu())
         v = velocities.detach().to("cpu", torch.float64)
-
-        def ask() -> Answer:
-            remake = self._prepare(x, box, pbc)
-            skin = self._clock.statistics.skin
-            return self.channel.step(Step(x, box, x.new_zeros(3), v, remake=remake, skin=skin).pack())
-
-        answer = self._reliably(ask)
-        self._learn(answer)
+        for rows in (x, v) if features is None else (x, v, features):
+            _check_rows(rows, species)
+        with self._turn:
+            self._take_system(species.detach().cpu(), pbc, None if features is None else features.detach().cpu())
+            answer = self._answer(
+                x, box, pbc, lambda remake, skin: Step(x, box, x.new_zeros(3), v, remake=remake, skin=skin)
+            )
         return answer.rows[:, :3], answer.rows[:, 3:6], answer.totals["virtual_positions"], answer.rows[:, 6].long()
 
     def graph(self, graph: ParticleGraph, *, forces: bool = False, stress: bool = False) -> Answer:
@@ -378,6 +368,11 @@ class Coordinator:
         answer = self._reliably(ask)
         self.reports = [Report.unpack(row) for row in answer.reports]
         return answer
+
+
+def _check_rows(values: Tensor, species: Tensor) -> None:
+    if len(values) != len(species):
+        raise InputError(f"{tuple(values.shape)} values do not fit {len(species)} particles")
 
 
 def imbalance(reports: Sequence[Report]) -> float:

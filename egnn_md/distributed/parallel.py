@@ -10,7 +10,8 @@ from torch import Tensor
 
 from egnn_md.checkpoint import model_digest
 from egnn_md.distributed import session
-from egnn_md.distributed.coordinator import Channel, Coordinator
+from egnn_md.distributed.channel import Channel
+from egnn_md.distributed.coordinator import Coordinator
 from egnn_md.distributed.part import check_mode
 from egnn_md.distributed.partition import METHODS, PartitionQuality
 from egnn_md.distributed.pool import Pool
@@ -111,6 +112,11 @@ class Parallel:
         self.mode = mode
 
     @property
+    def digest(self) -> str:
+        """Of the model that it was made of; see :func:`egnn_md.checkpoint.model_digest`."""
+        return str(self.coordinator.model["digest"])
+
+    @property
     def devices(self) -> int:
         """P, number of ranks now."""
         return self.channel.size
@@ -161,6 +167,12 @@ class Parallel:
         """
         options = {"latency": latency, "bandwidth": bandwidth, "slowdown": slowdown}
         self.coordinator.pretend(options, rank)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise InputError(
+            f"a {type(self).__name__} can be neither copied nor pickled: it holds processes. Give several calculators "
+            "the same one, or copy the model that it was made of"
+        )
 
     def close(self) -> None:
         """End the ranks; another evaluation starts them again."""

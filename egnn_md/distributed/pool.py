@@ -12,11 +12,12 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import warnings
-from collections.abc import Sequence
-from multiprocessing import Pipe
-from multiprocessing.connection import Connection, wait
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +26,18 @@ import torch
 from torch import Tensor
 
 from egnn_md import errors
-from egnn_md.distributed.coordinator import RankLostError
+from egnn_md.distributed.channel import RankLostError
+from egnn_md.distributed.processes import Worker, check_memory
 from egnn_md.distributed.protocol import Answer, to_bytes
 from egnn_md.distributed.worker import LOST_PEER, Heartbeat
-from egnn_md.errors import DeviceError, InputError
+from egnn_md.errors import DeviceError
 
 LOOK = 0.1  # seconds between two looks at the heartbeats
 GRACE = 1.0  # seconds in which the others' ends are awaited once one rank is lost: the first cause is told
 PATIENCE = 3  # losses of one rank in one evaluation after which its device is taken as gone
-LOG_LINES = 4
-START = "import sys; from egnn_md.distributed.worker import main; sys.exit(main(int(sys.argv[1])))"
+ASLEEP = 2.0  # seconds between two looks after which the one who looks was held up itself (a frozen container)
+LARGE = 32_768  # bytes; what is larger may not fit into a pipe, and waits for the other end
 START_LIMIT = 120.0  # seconds until all ranks have started and met
-MEMORY_OF_A_RANK = 400e6  # bytes; torch and this package, before anything is computed
 
 
 class RankLostWarning(UserWarning):
@@ -47,44 +48,8 @@ class DeviceLostWarning(UserWarning):
     """A device is gone for good, and the run goes on with fewer."""
 
 
-class _Worker:
-    def __init__(
-        self, rank: int, device: str, folder: Path, options: dict[str, Any], environment: dict[str, str]
-    ) -> None:
-        self.rank, self.device = rank, device
-        self.log = folder / f"rank-{rank}.log"
-        ours, theirs = Pipe()
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", START, str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=environment,
-                # Ctrl-C is the driver's to handle: it writes its checkpoint with the ranks still there
-                start_new_session=True,
-            )
-        theirs.close()
-        self.channel: Connection = ours
-        self.failure: tuple[str, str, str] | None = None
-        ours.send({**options, "rank": rank, "device": device})
-
-    def last_words(self) -> str:
-        try:
-            lines = self.log.read_text(errors="replace").split("\n")
-        except OSError:
-            return ""
-        return "\n".join(f"    {line}" for line in [line for line in lines if line.strip()][-LOG_LINES:])
-
-    def end(self) -> None:
-        self.process.kill()  # also a stopped one
-        self.process.wait()
-        self.channel.close()
-
-
 class Pool:
-    """Processes that serve a coordinator; see :class:`egnn_md.distributed.coordinator.Channel`.
+    """Processes that serve a coordinator; see :class:`egnn_md.distributed.channel.Channel`.
 
     Args:
         devices: of the ranks, ``cpu`` as often as wanted.
@@ -114,12 +79,14 @@ class Pool:
         self.threads = threads
         self.recoveries: list[tuple[float, str]] = []
         self._losses: dict[int, int] = {}
-        self._workers: list[_Worker] = []
+        self._workers: list[Worker] = []
         self._folder: Path | None = None
         self._heartbeat: Heartbeat | None = None
         self._began: float | None = None
         self._generation = 0
-        _check_memory(len(self.devices))
+        self._asked = False  # and not answered yet
+        self._process = os.getpid()
+        check_memory(len(self.devices))
 
     @property
     def size(self) -> int:
@@ -132,23 +99,27 @@ class Pool:
         return [worker.process.pid for worker in self._workers]
 
     def open(self) -> int:
-        """See :class:`egnn_md.distributed.coordinator.Channel`."""
+        """See :class:`egnn_md.distributed.channel.Channel`."""
+        if self._process != os.getpid():  # a fork: the ranks are the parent's
+            self._process, self._workers, self._folder, self._asked = os.getpid(), [], None, False
+        if self._asked:  # Ctrl-C, say: what they were asked then must not be taken for the answer to what comes now
+            self._stop()
         if not self._workers:
             self._start()
         return self._generation
 
     def step(self, frame: Tensor) -> Answer:
-        """See :class:`egnn_md.distributed.coordinator.Channel`."""
+        """See :class:`egnn_md.distributed.channel.Channel`."""
         answer = self._ask(("step", frame.numpy()))
         assert answer is not None
         return answer
 
     def message(self, message: dict[str, Any]) -> Answer | None:
-        """See :class:`egnn_md.distributed.coordinator.Channel`."""
+        """See :class:`egnn_md.distributed.channel.Channel`."""
         return self._ask(("message", to_bytes(message).numpy()))
 
     def succeeded(self) -> None:
-        """See :class:`egnn_md.distributed.coordinator.Channel`."""
+        """See :class:`egnn_md.distributed.channel.Channel`."""
         self._losses.clear()
         if self._began is not None:
             self.recoveries[-1] = (time.monotonic() - self._began, self.recoveries[-1][1])
@@ -190,7 +161,9 @@ class Pool:
 
     def close(self) -> None:
         """End the processes; another call starts new ones."""
-        if self._workers and all(worker.process.poll() is None for worker in self._workers):
+        if self._process != os.getpid():
+            return
+        if self._workers and not self._asked and all(worker.process.poll() is None for worker in self._workers):
             try:
                 self._workers[0].channel.send(("stop", None))
                 for worker in self._workers:
@@ -202,14 +175,14 @@ class Pool:
     def _stop(self) -> None:
         for worker in self._workers:
             worker.end()
-        self._workers = []
+        self._workers, self._asked = [], False
         self._heartbeat = None
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
 
     def __del__(self) -> None:
-        if getattr(self, "_workers", None):
+        if getattr(self, "_workers", None) and self._process == os.getpid():
             self._stop()
 
     def _start(self) -> None:
@@ -232,17 +205,20 @@ class Pool:
             "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         }
         self._workers = [
-            _Worker(rank, device, self._folder, options, environment) for rank, device in enumerate(self.devices)
+            Worker(rank, device, self._folder, options, environment) for rank, device in enumerate(self.devices)
         ]
         self._await("ready", self._workers, START_LIMIT, silence=False)
 
     def _ask(self, request: tuple[str, Any]) -> Answer | None:
         self.open()
-        try:
-            self._workers[0].channel.send(request)
-        except OSError:
-            raise self._lost(None) from None
-        (found,) = self._await("done", self._workers[:1], self.limit)
+        self._asked = True
+        with self._watching(self._workers[0], request[1].nbytes):
+            try:
+                self._workers[0].channel.send(request)
+            except OSError:
+                raise self._lost(None) from None
+            (found,) = self._await("done", self._workers[:1], self.limit)
+        self._asked = False
         if found is None:
             return None
         rows, totals, reports = found
@@ -252,11 +228,43 @@ class Pool:
             torch.from_numpy(reports),
         )
 
-    def _await(self, kind: str, wanted: Sequence[_Worker], limit: float, *, silence: bool = True) -> list[Any]:
+    @contextmanager
+    def _watching(self, worker: Worker, size: int) -> Iterator[None]:
+        """Ends a worker that falls silent while so many bytes are written to it, or read: a pipe has no time limit."""
+        if size < LARGE:
+            yield
+            return
+        heartbeat, over, begin = self._heartbeat, threading.Event(), time.monotonic()
+        assert heartbeat is not None
+
+        def watch() -> None:
+            since = looked = begin
+            while not over.wait(LOOK):
+                now = time.monotonic()
+                since, looked = (now if now - looked > ASLEEP else since), now
+                # later than those who look between two messages, and who are there to see it as a rule
+                if heartbeat.silence(worker.rank, since) > self.patience + 1.0:
+                    worker.ended = f"gave no sign of life for {self.patience:g} s"
+                elif now - begin > self.limit + 1.0:
+                    worker.ended = f"gave no answer within the time limit of {self.limit:g} s"
+                if worker.ended:
+                    worker.process.kill()
+                    return
+
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+    def _await(self, kind: str, wanted: Sequence[Worker], limit: float, *, silence: bool = True) -> list[Any]:
         """What every one of ``wanted`` says under the name ``kind``; ``silence`` heeds missing heartbeats."""
         assert self._heartbeat is not None
         found: dict[int, Any] = {}
-        end = time.monotonic() + limit
+        since = looked = time.monotonic()
+        end = since + limit
         while len(found) < len(wanted):
             for channel in wait([worker.channel for worker in self._workers], timeout=LOOK):
                 worker = next(w for w in self._workers if w.channel is channel)
@@ -270,10 +278,12 @@ class Pool:
                 if said[0] == kind:
                     found[worker.rank] = said[1]
             # libraries that are being loaded hold up the thread that beats
-            silent = [w.rank for w in self._workers if self._heartbeat.silence(w.rank) > self.patience]
+            now = time.monotonic()
+            since, looked = (now if now - looked > ASLEEP else since), now
+            silent = [w.rank for w in self._workers if self._heartbeat.silence(w.rank, since) > self.patience]
             if silence and silent and len(found) < len(wanted):
                 raise self._lost(f"gave no sign of life for {self.patience:g} s", silent)
-            if time.monotonic() > end and len(found) < len(wanted):
+            if now > end and len(found) < len(wanted):
                 raise self._lost(f"no answer within the time limit of {limit:g} s", [])
         return [found[worker.rank] for worker in wanted]
 
@@ -298,14 +308,16 @@ class Pool:
         ]
         if not causes and reason is None:
             causes = [w for w in self._workers if w.process.poll() is not None][:1]
-        told = [f"rank {w.rank} of {self.size} ({w.device}) {reason or _end(w.process.poll())}" for w in causes]
+        told = [
+            f"rank {w.rank} of {self.size} ({w.device}) {w.ended or reason or _end(w.process.poll())}" for w in causes
+        ]
         text = "; ".join(told) or f"{self.size} ranks: {reason or 'the connection was lost'}"
         words = [w.last_words() for w in causes if w.last_words()]
         if words:
             text += "; last lines of its log:\n" + "\n".join(words)
         return RankLostError(text, [w.rank for w in causes])
 
-    def _is_cause(self, worker: _Worker) -> bool:
+    def _is_cause(self, worker: Worker) -> bool:
         return worker.failure is not None and worker.failure[0] != "lost"
 
     def _listen(self) -> None:
@@ -340,17 +352,3 @@ def _final_error(rank: int, size: int, device: str, failure: tuple[str, str, str
     if isinstance(found, type) and issubclass(found, errors.EgnnMdError):
         return found(f"{place}: {text}")
     return DeviceError(f"{place} failed with {name}: {text}; last lines of its log:\n{words}")
-
-
-def _check_memory(ranks: int) -> None:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:  # not Linux
-        return
-    values = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.split()[1:2]}
-    free = values.get("MemAvailable", 0)
-    if free and ranks * MEMORY_OF_A_RANK > free:
-        raise InputError(
-            f"{ranks} ranks need about {ranks * MEMORY_OF_A_RANK / 1e9:.1f} GB before they hold anything, and this "
-            f"machine has {free / 1e9:.1f} GB free; use at most {int(free // MEMORY_OF_A_RANK)}"
-        )

@@ -22,8 +22,9 @@ class ParallelPotential(Parallel, EvaluatesItself, Potential):
     """A potential over several devices: the same energies, forces and stress as on one, by default.
 
     It goes wherever a potential goes that is evaluated: ``FastEGNNCalculator``, ``PythonForce``, ``evaluate``. Worker
-    processes are started at the first evaluation and ended by :meth:`close` (or a ``with`` block, or the end of
-    Python). One that dies or hangs is replaced and the evaluation repeated, with the same result bit by bit on the CPU.
+    processes are started at once and ended by :meth:`close` (or a ``with`` block, or the end of Python); an evaluation
+    after that starts them again. One that dies or hangs is replaced and the evaluation repeated, with the same result
+    bit by bit on the CPU.
     Under ``torchrun`` the ranks are those it started, and all but rank 0 must call :func:`egnn_md.distributed.serve`.
 
     Args:

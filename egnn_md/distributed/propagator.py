@@ -112,6 +112,18 @@ class ParallelPropagator(Parallel):
             cell: (3, 3) rows.
             pbc: (3,) bool.
             features: (N, F) or None.
+
+        Raises:
+            InputError: unknown particle types, missing features.
         """
+        nothing = torch.zeros(2, 0, dtype=torch.int64)
+        check_known(
+            self.config,
+            ParticleGraph(
+                positions=positions, species=species, edge_index=nothing, cell_shifts=positions.new_zeros(0, 3),
+                cell=cell[None], pbc=pbc[None], batch=torch.zeros_like(species), velocities=velocities,
+                node_features=features,
+            ),
+        )  # fmt: skip
         found, moved, virtual, degrees = self.coordinator.stride(positions, velocities, species, cell, pbc, features)
         return Prediction(found.to(self.dtype), moved.to(self.dtype), virtual.to(self.dtype)), degrees

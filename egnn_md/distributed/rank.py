@@ -134,7 +134,7 @@ class Rank:
         """Answer a step together with the other ranks; at rank 0 for all of them, elsewhere None."""
         self.wire.start()
         begin, waited = time.perf_counter(), self.wire.waited
-        if step.remake or self._part is None:
+        if step.remake:
             self._make_lists(step.positions, step.cell, step.skin)
         rows, totals, edges = self._propagate(step) if step.velocities is not None else self._evaluate(step)
         self.wire.rest()

@@ -31,6 +31,8 @@ def near(positions: Tensor, cell: Tensor, pbc: Tensor, members: Tensor, reach: f
     inside = torch.ones(positions.shape[0], dtype=torch.bool, device=positions.device)
     if members.shape[0] == 0:
         return members
+    # in double, as the neighbour lists themselves: far from home, single precision would leave somebody out
+    positions, cell = positions.double(), cell.double()
     inverse = torch.linalg.inv(completed_cell(cell, pbc))
     # the height of the cell along direction k is 1 / |column k of the inverse|
     margins = (reach * (1.0 + SLACK) * inverse.norm(dim=0)).tolist()

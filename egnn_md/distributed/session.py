@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from egnn_md.distributed.coordinator import RankLostError
+from egnn_md.distributed.channel import RankLostError
 from egnn_md.distributed.protocol import Answer, to_bytes
 from egnn_md.distributed.rank import Rank, follow, lead_message, lead_step, lead_stop
 from egnn_md.distributed.wire import BACKENDS, Wire, open_group
@@ -64,18 +64,26 @@ def serve() -> bool:
 
 
 class LaunchedRanks:
-    """Rank 0 of ``torchrun``'s processes, as a coordinator sees them."""
+    """Rank 0 of ``torchrun``'s processes, as one coordinator sees them; several coordinators take turns."""
 
-    def __init__(self, rank: Rank) -> None:
+    def __init__(self, rank: Rank, before: LaunchedRanks | None = None) -> None:
         self._rank = rank
         self.size = rank.wire.size
-        self._broken = False
+        # shared by all of them: whose model and system the ranks know, and whether they still follow
+        self._shared: dict[str, Any] = {"holder": None, "broken": False} if before is None else before._shared
+        self._turns = 0
 
     def _ask(self, call: Any) -> Any:
+        if self._shared["broken"]:
+            raise DeviceError(
+                "an evaluation was interrupted or failed, and the ranks are no longer in step with it; start torchrun "
+                "again, and a run goes on from its checkpoint (--resume)"
+            )
         try:
             return call()
         except BaseException as error:
-            self._broken = True  # the others may be anywhere; nothing that all have to do can be asked for any more
+            # the others may be anywhere; nothing that all have to do can be asked for any more
+            self._shared["broken"] = True
             if not isinstance(error, RuntimeError):
                 raise
             kind, text = describe_failure(error)
@@ -84,16 +92,19 @@ class LaunchedRanks:
             raise RankLostError(text) from error
 
     def open(self) -> int:
-        """They are there, always the same."""
-        return 1
+        """They are there, always the same; a new number where another model was asked in between."""
+        if self._shared["holder"] is not self:
+            self._shared["holder"] = self
+            self._turns += 1
+        return self._turns
 
     def step(self, frame: Tensor) -> Answer:
-        """See :class:`egnn_md.distributed.coordinator.Channel`."""
+        """See :class:`egnn_md.distributed.channel.Channel`."""
         answer: Answer = self._ask(lambda: lead_step(self._rank, frame))
         return answer
 
     def message(self, message: dict[str, Any]) -> Answer | None:
-        """See :class:`egnn_md.distributed.coordinator.Channel`."""
+        """See :class:`egnn_md.distributed.channel.Channel`."""
         answer: Answer | None = self._ask(lambda: lead_message(self._rank, to_bytes(message)))
         return answer
 
@@ -113,10 +124,10 @@ class LaunchedRanks:
     def end(self) -> None:
         """Let the ranks go."""
         try:
-            if not self._broken:
+            if not self._shared["broken"]:
                 lead_stop(self._rank)
         except RuntimeError:  # they are gone already
-            self._broken = True
+            self._shared["broken"] = True
         finally:
             self._rank.close()
 
@@ -142,7 +153,8 @@ def channel(devices: int | Sequence[str] | None, backend: str | None) -> Launche
     if _open is None:
         _open = LaunchedRanks(_meet(backend))
         atexit.register(_open.end)
-    return _open
+        return _open
+    return LaunchedRanks(_open._rank, _open)
 
 
 def check_backend(backend: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import re
+import shutil
 import threading
 import time
 import traceback
@@ -40,17 +41,18 @@ class Heartbeat:
         """Rank ``rank`` is alive."""
         self.times[rank] = time.monotonic()
 
-    def silence(self, rank: int) -> float:
-        """Seconds since the last beat of a rank."""
-        return time.monotonic() - float(self.times[rank])
+    def silence(self, rank: int, since: float = 0.0) -> float:
+        """Seconds since the last beat of a rank, or since ``since`` by the monotonic clock if that is later."""
+        return time.monotonic() - max(float(self.times[rank]), since)
 
 
-def _keep_beating(heartbeat: Heartbeat, rank: int) -> None:
+def _keep_beating(heartbeat: Heartbeat, rank: int, folder: str) -> None:
     parent = os.getppid()
     while True:
         heartbeat.beat(rank)
         time.sleep(BEAT)
-        if os.getppid() != parent:  # nobody is left to work for
+        if os.getppid() != parent:  # nobody is left to work for, or to tidy up
+            shutil.rmtree(folder, ignore_errors=True)
             os._exit(1)
 
 
@@ -71,10 +73,13 @@ def main(descriptor: int) -> int:
     options: dict[str, Any] = channel.recv()
     rank, size = options["rank"], options["size"]
     heartbeat = Heartbeat(Path(options["folder"]) / "heartbeat", size)
-    threading.Thread(target=_keep_beating, args=(heartbeat, rank), daemon=True).start()
+    threading.Thread(target=_keep_beating, args=(heartbeat, rank, options["folder"]), daemon=True).start()
     try:
         _serve(channel, options)
-    except (EOFError, KeyboardInterrupt):  # the driver is gone or going
+    except (EOFError, BrokenPipeError, ConnectionResetError):  # the driver is gone, waiting or not
+        shutil.rmtree(options["folder"], ignore_errors=True)
+        return 0
+    except KeyboardInterrupt:
         return 0
     except BaseException as error:
         traceback.print_exc()

@@ -64,7 +64,8 @@ def open_propagator(request: RolloutRequest, model: nn.Module | None = None) -> 
     config = config_of(model)
     card = getattr(model, "card", None)
     try:
-        digest = model_digest(model)
+        # one over several devices has no weights here, but knows whose they are
+        digest = getattr(model, "digest", None) or model_digest(model)
     except InputError:  # references and the user's own classes have no file format
         content = hashlib.sha256(f"{type(model).__name__} {config.model_dump_json()}".encode())
         for name, tensor in sorted(model.state_dict().items()):

@@ -21,7 +21,8 @@ def _describe(model: Potential, source: str) -> dict[str, Any]:
 
     card = getattr(model, "card", None)
     try:
-        digest = model_digest(model)
+        # one over several devices has no weights here, but knows whose they are
+        digest = getattr(model, "digest", None) or model_digest(model)
     except InputError:  # analytic references have no file format; their repr and class tell them apart
         public = {k: v for k, v in sorted(vars(model).items()) if not k.startswith("_") and k != "training"}
         digest = hashlib.sha256(f"{type(model).__name__} {public!r}".encode()).hexdigest()

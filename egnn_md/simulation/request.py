@@ -15,7 +15,7 @@ class MDRequest(OptionsModel):
 
     noun = "run"
     positional = "structure"
-    changeable = frozenset({"steps", "output", "devices"})
+    changeable = frozenset({"steps", "output", "devices", "implementation"})
 
     structure: str | None = Field(None, description="structure file; not needed with --continue-from")
     topology: str | None = Field(None, description="file whose residues and bonds replace those of the structure")

@@ -153,7 +153,9 @@ def test_killed_driver_leaves_nobody_behind_and_resumes(model: FastEGNNPotential
             "--checkpoint-interval", "20", "--devices", "2", "--output", str(tmp_path / output),
         ]  # fmt: skip
 
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(temporary)}
     options: dict[str, Any] = {"env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     assert subprocess.run(command("whole"), check=False, **options).returncode == 0
     driver = subprocess.Popen(command("parts"), **options)
@@ -173,6 +175,7 @@ def test_killed_driver_leaves_nobody_behind_and_resumes(model: FastEGNNPotential
     while time.monotonic() < end and any(Path(f"/proc/{pid}").exists() for pid in workers):
         time.sleep(0.05)
     assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
+    assert not list(temporary.glob("egnn-md-ranks-*")), "rank 0 tidies up after a driver that cannot"
     resumed = subprocess.run(
         [program, "md", "--resume", "--output", str(tmp_path / "parts")], check=False, **options
     )
