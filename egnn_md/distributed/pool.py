@@ -56,7 +56,7 @@ class Pool:
         backend: of the collectives, ``gloo`` or ``nccl``.
         limit: seconds that one evaluation may take.
         heartbeat: seconds without a sign of life after which a rank is taken as hanging.
-        threads: of torch in each rank; the machine's cores are shared out if None.
+        threads: of torch in each rank; the cores (or OMP_NUM_THREADS, if less) are shared out if None.
 
     Attributes:
         recoveries: what was lost and when: (seconds lost, message).
@@ -191,7 +191,7 @@ class Pool:
         self._heartbeat = Heartbeat(self._folder / "heartbeat", self.size)
         self._heartbeat.times[:] = time.monotonic()
         cores = len(os.sched_getaffinity(0))
-        threads = self.threads or max(1, cores // max(self.size, 1))
+        threads = self.threads or max(1, min(_threads_wanted(cores), cores // max(self.size, 1)))
         options = {
             "size": self.size,
             "folder": str(self._folder),
@@ -329,6 +329,12 @@ class Pool:
                         worker.failure = said[1:]
             except (EOFError, OSError):
                 continue
+
+
+def _threads_wanted(cores: int) -> int:
+    """What OMP_NUM_THREADS says, all cores if it says nothing usable."""
+    said = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    return int(said) if said.isdigit() and int(said) > 0 else cores
 
 
 def _end(code: int | None) -> str:

@@ -155,17 +155,20 @@ def test_slow_networks_change_no_bit() -> None:
 
 @MULTIRANK
 def test_balance_gives_a_slow_rank_less() -> None:
-    atoms = argon((6, 4, 4))
+    """Until both take as long: less than a quarter for a third of the speed, as a layer costs something by itself."""
+    atoms = argon((12, 10, 10))
     with ParallelPotential(potential(), 2, balance=True, skin=0.0, threads=1) as split:
         split.evaluate_structure(*structure(atoms))
-        shares = [split.reports[1].particles / len(atoms)]
+        shares, ratios = [split.reports[1].particles / len(atoms)], []
         split.pretend_network(slowdown=3.0, rank=1)
-        for _ in range(8):
+        for _ in range(10):
             atoms.rattle(0.01, seed=len(shares))
             split.evaluate_structure(*structure(atoms))
             shares.append(split.reports[1].particles / len(atoms))
+            ratios.append(split.reports[1].seconds / split.reports[0].seconds)
     assert shares[0] == pytest.approx(0.5, abs=0.01)
-    assert 0.1 < shares[-1] < 0.4, shares
+    assert shares[-1] < 0.35, shares
+    assert float(np.median(ratios[-3:])) < 0.7 * ratios[0], ratios
     with ParallelPotential(potential(), 2, weights=(3, 1), threads=1) as split:
         split.evaluate_structure(*structure(atoms))
         assert split.reports[0].particles == pytest.approx(0.75 * len(atoms), abs=1)
