@@ -51,7 +51,7 @@ def assert_same_logs(one: Path, other: Path) -> None:
         assert errors[1][part] == pytest.approx(values, rel=PRINTED)
 
 
-@pytest.mark.parametrize("kernels", ["plain", "fused"])
+@pytest.mark.parametrize("kernels", [pytest.param("plain", marks=pytest.mark.multirank), "fused"])
 def test_potential_of_one_two_and_four_ranks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernels: str
 ) -> None:
@@ -69,6 +69,7 @@ def test_potential_of_one_two_and_four_ranks(
         assert_same_logs(tmp_path / "one", folder)
 
 
+@pytest.mark.multirank
 def test_propagator_of_one_two_and_four_ranks(tmp_path: Path) -> None:
     """Unrolled, with sampled MMD, noise and random edges."""
     run(propagator_run(tmp_path, output=str(tmp_path / "one")))

@@ -141,6 +141,7 @@ def children(parent: int) -> list[int]:
     return found
 
 
+@pytest.mark.multirank
 def test_killed_driver_leaves_nobody_behind_and_resumes(model: FastEGNNPotential, tmp_path: Path) -> None:
     save_model(model, tmp_path / "argon.safetensors")
     write(tmp_path / "argon.extxyz", crystal())
