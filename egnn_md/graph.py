@@ -203,38 +203,36 @@ class ParticleGraph:
 
     def split(self) -> list[ParticleGraph]:
         """The single graphs of the batch, in order: the inverse of :meth:`join`."""
-        parts = []
-        edge_graph = self.batch[self.edge_index[0]]
-        for index in range(self.num_graphs):
-            nodes = (self.batch == index).nonzero()[:, 0]
-            edges = (edge_graph == index).nonzero()[:, 0]
-            first = int(nodes[0]) if len(nodes) else 0
+        return [self.between(index, index + 1)[0] for index in range(self.num_graphs)]
 
-            def take(name: str, rows: Tensor) -> Tensor | None:
-                value = getattr(self, name)
-                return None if value is None else value[rows]
+    def between(self, first: int, last: int) -> tuple[ParticleGraph, Tensor]:
+        """Graphs ``first`` to ``last`` - 1 of the batch, and the numbers (n,) of their particles in it."""
+        rows = ((self.batch >= first) & (self.batch < last)).nonzero()[:, 0]
+        graph_of_edge = self.batch[self.edge_index[0]]
+        edges = ((graph_of_edge >= first) & (graph_of_edge < last)).nonzero()[:, 0]
+        before = int((self.batch < first).sum())
 
-            labels = {
-                name: value[nodes] if name in PARTICLE_LABELS else value[index : index + 1]
+        def take(values: Tensor | None, which: Tensor) -> Tensor | None:
+            return None if values is None else values[which]
+
+        return replace(
+            self,
+            positions=self.positions[rows],
+            species=self.species[rows],
+            edge_index=self.edge_index[:, edges] - before,
+            cell_shifts=self.cell_shifts[edges],
+            cell=self.cell[first:last],
+            pbc=self.pbc[first:last],
+            batch=self.batch[rows] - first,
+            velocities=take(self.velocities, rows),
+            node_features=take(self.node_features, rows),
+            node_attributes=take(self.node_attributes, rows),
+            edge_features=take(self.edge_features, edges),
+            labels={
+                name: value[rows] if name in PARTICLE_LABELS else value[first:last]
                 for name, value in self.labels.items()
-            }
-            parts.append(
-                ParticleGraph(
-                    positions=self.positions[nodes],
-                    species=self.species[nodes],
-                    edge_index=self.edge_index[:, edges] - first,
-                    cell_shifts=self.cell_shifts[edges],
-                    cell=self.cell[index : index + 1],
-                    pbc=self.pbc[index : index + 1],
-                    batch=torch.zeros_like(nodes),
-                    velocities=take("velocities", nodes),
-                    node_features=take("node_features", nodes),
-                    node_attributes=take("node_attributes", nodes),
-                    edge_features=take("edge_features", edges),
-                    labels=labels,
-                )
-            )
-        return parts
+            },
+        ), rows
 
 
 def check_cell(cell: Tensor, pbc: Tensor, place: str = "cell") -> None:

@@ -165,7 +165,8 @@ def check_backend(backend: str) -> None:
         raise InputError("NCCL needs CUDA devices, and this machine has none that torch can use; use backend='gloo'")
 
 
-def _versions() -> str:
+def versions() -> str:
+    """What must be installed alike on all ranks."""
     from importlib.metadata import version
 
     return f"egnn-md {version('egnn-md')}, torch {torch.__version__}"
@@ -215,7 +216,7 @@ def _meet(backend: str | None = None) -> Rank:
 
 
 def _check_versions(store: Any, rank: int, size: int) -> None:
-    mine = _versions()
+    mine = versions()
     store.set(f"version-{rank}", mine)
     for other in range(size):
         theirs = store.get(f"version-{other}").decode()

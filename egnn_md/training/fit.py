@@ -21,11 +21,12 @@ from rich.console import Console
 from torch import nn
 
 from egnn_md.checkpoint import ModelCard, load_model, model_digest, save_model
+from egnn_md.distributed.session import versions
 from egnn_md.errors import ConfigError
 from egnn_md.training.callbacks import CHECKPOINT_NAME, Bookkeeper, Measurements, ProgressReport, StopOnSignals
 from egnn_md.training.config import RUNTIME_KEYS, RunConfig
 from egnn_md.training.module import STATE_KEY, STATE_VERSION, TrainingModule
-from egnn_md.training.ranks import Ranks, versions
+from egnn_md.training.ranks import Ranks
 from egnn_md.training.schedule import CosineSchedule
 from egnn_md.training.stream import BatchStream
 

@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from importlib.metadata import version
 
 import torch
 import torch.distributed as dist
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 
 from egnn_md.distributed.part import Parts, part_of_graph
 from egnn_md.distributed.partition import GRAPH_METHODS, partition
-from egnn_md.distributed.session import check_backend, launched
+from egnn_md.distributed.session import check_backend, launched, restarted
 from egnn_md.distributed.wire import Wire, open_group
 from egnn_md.distributed.worker import describe_failure
 from egnn_md.errors import ConfigError, DeviceError, TrainingError
@@ -33,7 +32,7 @@ from egnn_md.graph import ParticleGraph
 from egnn_md.models import Potential, evaluate
 from egnn_md.models.propagator import Prediction, predict_unchecked
 from egnn_md.training.config import RunConfig
-from egnn_md.training.share import Share, some_graphs
+from egnn_md.training.share import Share
 
 MEETING = 120.0  # seconds in which all ranks must have started
 LIMIT = 1800.0  # seconds that a collective may take: the others may still be reading data, or writing a checkpoint
@@ -116,7 +115,7 @@ class Ranks:
             return Share.all_of(batch)
         graphs = batch.num_graphs
         first, last = self.group * graphs // self.group_count, (self.group + 1) * graphs // self.group_count
-        piece, rows = some_graphs(batch, first, last)
+        piece, rows = batch.between(first, last)
         owner = self._owner(piece) if owner is None else owner
         # what the ranks need of each other is agreed on the CPU; what they compute is sent where they compute
         part, graph = part_of_graph(piece, owner, self.groups.graph_control, mode=self.mode)
@@ -282,11 +281,6 @@ class Ranks:
             ) from error
 
 
-def versions() -> str:
-    """What must be installed alike on all ranks."""
-    return f"egnn-md {version('egnn-md')}, torch {torch.__version__}"
-
-
 def make_groups(
     open_one: Callable[[str, int, int, bool], Wire], rank: int, size: int, copies: int, cuda: bool
 ) -> Groups:
@@ -371,4 +365,4 @@ def join(config: RunConfig) -> Ranks:
 
 def resumes(resume: bool) -> bool:
     """Whether to go on from a checkpoint: asked to, or started again by the launcher after a rank was lost."""
-    return resume or (launched() and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0)
+    return resume or (launched() and restarted())

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from egnn_md.distributed.part import Parts, communicating
-from egnn_md.graph import PARTICLE_LABELS, ParticleGraph
+from egnn_md.graph import ParticleGraph
 
 
 class Splits(Protocol):
@@ -90,32 +90,3 @@ class Share:
         whole = rebuild(replace(self.whole, positions=everywhere[:, :3], velocities=everywhere[:, 3:]))
         share = self.ranks.take(whole, self.owner)
         return replace(share, graph=replace(share.graph, **new))  # type: ignore[arg-type]
-
-
-def some_graphs(batch: ParticleGraph, first: int, last: int) -> tuple[ParticleGraph, Tensor]:
-    """Graphs ``first`` to ``last`` - 1 of a batch, and the numbers (n,) of their particles in it."""
-    rows = ((batch.batch >= first) & (batch.batch < last)).nonzero()[:, 0]
-    graph_of_edge = batch.batch[batch.edge_index[0]]
-    edges = ((graph_of_edge >= first) & (graph_of_edge < last)).nonzero()[:, 0]
-    before = int((batch.batch < first).sum())
-
-    def take(values: Tensor | None, which: Tensor) -> Tensor | None:
-        return None if values is None else values[which]
-
-    return replace(
-        batch,
-        positions=batch.positions[rows],
-        species=batch.species[rows],
-        edge_index=batch.edge_index[:, edges] - before,
-        cell_shifts=batch.cell_shifts[edges],
-        cell=batch.cell[first:last],
-        pbc=batch.pbc[first:last],
-        batch=batch.batch[rows] - first,
-        velocities=take(batch.velocities, rows),
-        node_features=take(batch.node_features, rows),
-        node_attributes=take(batch.node_attributes, rows),
-        edge_features=take(batch.edge_features, edges),
-        labels={
-            name: value[rows] if name in PARTICLE_LABELS else value[first:last] for name, value in batch.labels.items()
-        },
-    ), rows
