@@ -134,7 +134,7 @@ def evaluate(
             shifts = torch.einsum("ei,eij->ej", graph.cell_shifts, strained_cell.index_select(0, edge_graph))
         energies = model(strained, graph.species, graph.edge_index, shifts, graph.batch, graph.periodic)
         energy = segment_sum(energies, graph.batch, graph.num_graphs)
-        shares = [energy]
+        strain_gradient = torch.zeros_like(cell)
         result = {"energies": energies}
         if wanted:
             gradients: list[Tensor | None] = [None] * len(wanted)
@@ -150,14 +150,13 @@ def evaluate(
             if forces:
                 result["forces"] = -filled.pop(0)
             if stress:
-                shares.append(filled.pop(0).to(energy.dtype))
+                strain_gradient = filled.pop(0)
         # the parts' shares add up; alone they are the whole
-        totals = model.communication.total(shares)
-        result["energy"] = totals[0]
+        result["energy"], total_gradient = model.communication.total([energy, strain_gradient.to(energy.dtype)])
         if stress:
             volume = torch.linalg.det(cell).abs()[:, None, None]
             full = graph.pbc.all(dim=1)[:, None, None] & (volume > 0)
-            by_volume = totals[1].to(cell.dtype) / torch.where(full, volume, torch.ones_like(volume))
+            by_volume = total_gradient.to(cell.dtype) / torch.where(full, volume, torch.ones_like(volume))
             result["stress"] = torch.where(full, by_volume, 0.0)
     if not training:
         result = {name: value.detach() for name, value in result.items()}
