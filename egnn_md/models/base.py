@@ -15,19 +15,29 @@ class Potential(nn.Module):
         cutoff: Å; the neighbour list must hold every pair within it, and pairs beyond contribute nothing.
         elements: sorted atomic numbers that the model knows; empty if it takes any.
         long_range: True if an atom can feel another one outside ``cutoff`` times the number of layers.
+        needs_cell: True if ``forward`` must be given ``cell`` as its last argument; others do not take it.
     """
 
     cutoff: float
     elements: List[int]  # noqa: UP006
     long_range: bool
+    needs_cell: bool
 
     __jit_unused_properties__ = ["dtype", "device"]  # noqa: RUF012 - TorchScript wants a plain list
 
-    def __init__(self, cutoff: float, elements: List[int], *, long_range: bool = False) -> None:  # noqa: UP006
+    def __init__(
+        self,
+        cutoff: float,
+        elements: List[int],  # noqa: UP006
+        *,
+        long_range: bool = False,
+        needs_cell: bool = False,
+    ) -> None:
         super().__init__()
         self.cutoff = float(cutoff)
         self.elements = list(elements)
         self.long_range = long_range
+        self.needs_cell = needs_cell
         self.communication: Alone = Alone()
 
     def forward(
@@ -48,6 +58,9 @@ class Potential(nn.Module):
             shifts: (E, 3) Cartesian lattice translations added to receiver minus sender, Å.
             batch: (N,) int64, the graph of each atom.
             periodic: (G,) bool, graphs that repeat in any direction.
+
+        A subclass with ``needs_cell`` takes one more: ``cell`` (G, 3, 3), rows, Å, of graphs that repeat in all three
+        directions and zero for the others; the stress comes from its gradient and that of the positions.
 
         Returns:
             (N,) float64, eV.

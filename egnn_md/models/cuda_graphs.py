@@ -77,6 +77,8 @@ class CudaGraphEvaluator:
             self._give_up(f"they need CUDA, and the model is on {graph.positions.device}")
         if not self.reason and graph.num_graphs != 1:
             self._give_up("they are for one system at a time")
+        if not self.reason and self.model.needs_cell:
+            self._give_up("the wave vectors of Fourier modes are as many as the cell has, and change with it")
         if self.reason or graph.num_edges == 0:
             return evaluate(self.model, graph)
         padded = self.padded(graph)

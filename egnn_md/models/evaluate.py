@@ -78,6 +78,11 @@ def check_elements(model: Potential, species: Tensor) -> None:
     _passed = (weakref.ref(species), species._version, elements)
 
 
+def whole_cells(cell: Tensor, pbc: Tensor) -> Tensor:
+    """(G, 3, 3): cells that repeat in all directions, zero for the others; what ``needs_cell`` asks for."""
+    return torch.where(pbc.all(dim=1)[:, None, None], cell, torch.zeros_like(cell))
+
+
 def evaluate(
     model: Potential,
     graph: ParticleGraph,
@@ -132,7 +137,10 @@ def evaluate(
         else:
             edge_graph = graph.batch.index_select(0, graph.edge_index[0])
             shifts = torch.einsum("ei,eij->ej", graph.cell_shifts, strained_cell.index_select(0, edge_graph))
-        energies = model(strained, graph.species, graph.edge_index, shifts, graph.batch, graph.periodic)
+        arguments = [strained, graph.species, graph.edge_index, shifts, graph.batch, graph.periodic]
+        if model.needs_cell:
+            arguments.append(whole_cells(strained_cell, graph.pbc))
+        energies = model(*arguments)
         energy = segment_sum(energies, graph.batch, graph.num_graphs)
         strain_gradient = torch.zeros_like(cell)
         result = {"energies": energies}

@@ -13,12 +13,15 @@ pair x_i - x_j (so the envelope u(d) and with it the energy stay smooth as neigh
 | h_i ← h_i + φ_h([h_i, n^-½ Σ_j m_ij, mean_c m_ic, (V_i A)·(V_i B)]) | ``features`` (N, F) |
 | V_i ← V_i + φ_vel(h_i) (V_i A), the published velocity step with V_i for v_i | |
 
-``n`` is a constant, the data set's mean neighbour count. Virtual nodes act as published in an open system; in a
-periodic one, where no centre of mass exists, they carry features only. Why: docs/decisions/0002.
+``n`` is a constant, the data set's mean neighbour count. Virtual nodes act as published in an open system. In a
+periodic one, where no centre of mass exists, they carry features only, or, with ``fourier_width``, also Fourier modes
+of learned particle weights (:mod:`egnn_md.nn.fourier`). What comes back from the modes stands where distance and
+direction of a virtual node stand in an open system, and products of weight and potential follow the features at the
+end. Why: docs/decisions/0002 and 0011.
 """
 
 import math
-from typing import Any
+from typing import Any, List, Optional  # noqa: UP035 - TorchScript reads types from here
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -26,6 +29,7 @@ from torch import Tensor, nn
 
 from egnn_md.nn.basis import BesselBasis, polynomial_envelope
 from egnn_md.nn.communication import Alone
+from egnn_md.nn.fourier import FourierResponse, Waves, find_waves, modes_of, no_waves
 from egnn_md.nn.perceptron import perceptron
 from egnn_md.nn.segment import row_starts, segment_counts, segment_sum, sorted_by_receiver
 
@@ -46,6 +50,7 @@ class SmoothConfig(BaseModel):
     vector_channels: int = Field(default=8, ge=1, description="K; 1 is the paper")
     basis: int = Field(default=8, ge=1, description="radial functions")
     mean_neighbors: float = Field(default=50.0, gt=0, description="constant n that sums are scaled by")
+    fourier_width: float = Field(default=0.0, ge=0, description="Å; σ of the Fourier modes in a cell; 0 for none")
 
 
 def smooth_norm(vectors: Tensor, dim: int, softening: float = NORM_SOFTENING) -> Tensor:
@@ -57,13 +62,19 @@ def smooth_norm(vectors: Tensor, dim: int, softening: float = NORM_SOFTENING) ->
 class VirtualExchange(nn.Module):
     """Messages between particles and virtual nodes for one layer, and the virtual nodes' own update."""
 
+    has_fourier: torch.jit.Final[bool]
+
     def __init__(self, config: SmoothConfig) -> None:
         super().__init__()
         hidden, channels = config.hidden, config.virtual_nodes
         self.length = config.cutoff
+        self.has_fourier = config.fourier_width > 0
+        self.response: Any = (
+            FourierResponse(channels, config.fourier_width) if self.has_fourier else nn.Identity()
+        )
         self.from_node = nn.Linear(hidden, hidden)
         self.from_virtual = nn.Linear(hidden, hidden, bias=False)
-        self.from_geometry = nn.Linear(1 + channels, hidden, bias=False)
+        self.from_geometry = nn.Linear(1 + channels + (2 if self.has_fourier else 0), hidden, bias=False)
         self.second = nn.Sequential(nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU())
         self.vector_map = nn.Linear(hidden, config.vector_channels, bias=False)
         self.position_map = nn.Linear(hidden, 1, bias=False)
@@ -80,6 +91,9 @@ class VirtualExchange(nn.Module):
         centre: Tensor,
         batch: Tensor,
         open_graph: Tensor,
+        charges: Tensor,
+        modes: Tensor,
+        waves: Waves,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """What particles get and what virtual nodes are told.
 
@@ -91,6 +105,9 @@ class VirtualExchange(nn.Module):
             centre: (G, 3) mean position of all particles.
             batch: (N,).
             open_graph: (G, 1, 1), 1 where a centre of mass exists and 0 in a periodic cell.
+            charges: (N, C) weights of the particles in the virtual nodes' Fourier modes.
+            modes: (G, W, 2C).
+            waves: of the cells.
 
         Returns:
             mean message (N, F) and vector step (N, 3, K); sums over particles of steps (G, C, 3) and messages
@@ -108,15 +125,20 @@ class VirtualExchange(nn.Module):
         distance = smooth_norm(to_virtual, 2).unsqueeze(2)
         # distance and steps saturate: what evaporates from a droplet must not drag the rest with it
         to_virtual = to_virtual / (1.0 + distance)
-        geometry = torch.cat(
-            [distance / (1.0 + distance), mixing.transpose(1, 2).index_select(0, batch)], 2
-        )
+        towards = to_virtual
+        parts = [distance / (1.0 + distance), mixing.transpose(1, 2).index_select(0, batch)]
+        if self.has_fourier:
+            weighted = self.response.weighted(modes, waves)
+            potential = self.response.potential(weighted, waves)
+            towards = towards + self.response.field(weighted, waves).transpose(1, 2)
+            parts = parts + [potential.unsqueeze(2), (charges * potential).unsqueeze(2)]  # noqa: RUF005
+        geometry = torch.cat(parts, 2)
         message = self.second(
             self.from_node(features).unsqueeze(1)
             + self.from_virtual(virtual_features).index_select(0, batch)
             + self.from_geometry(geometry)
         )  # (N, C, F)
-        vector_step = -torch.matmul(to_virtual.transpose(1, 2), self.vector_map(message)) / message.shape[1]
+        vector_step = -torch.matmul(towards.transpose(1, 2), self.vector_map(message)) / message.shape[1]
         steps = segment_sum(to_virtual * self.position_map(message), batch, graphs)
         return message.mean(1), vector_step, steps, segment_sum(message, batch, graphs)
 
@@ -134,12 +156,14 @@ class SmoothLayer(nn.Module):
 
     first: torch.jit.Final[bool]
     has_virtual: torch.jit.Final[bool]
+    has_fourier: torch.jit.Final[bool]
 
     def __init__(self, config: SmoothConfig, *, first: bool) -> None:
         super().__init__()
         hidden, vectors = config.hidden, config.vector_channels
         self.first = first
         self.has_virtual = config.virtual_nodes > 0
+        self.has_fourier = config.fourier_width > 0
         self.norm = 1.0 / math.sqrt(config.mean_neighbors)
         self.vectors = vectors
         self.from_receiver = nn.Linear(hidden, hidden)
@@ -158,6 +182,9 @@ class SmoothLayer(nn.Module):
         self.velocity_map = nn.Linear(hidden, vectors)
         self.communication: Alone = Alone()
         self.virtual: Any = VirtualExchange(config) if self.has_virtual else nn.Identity()
+        self.charge_map: nn.Module = (
+            nn.Linear(hidden, config.virtual_nodes, bias=False) if self.has_fourier else nn.Identity()
+        )
 
     def messages(
         self,
@@ -217,11 +244,15 @@ class SmoothLayer(nn.Module):
         row_start: Tensor,
         centre: Tensor,
         counts: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return updated ``features, vectors, virtual_features, virtual_positions``.
+        charges: Tensor,
+        modes: Tensor,
+        waves: Waves,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Return updated ``features, vectors, virtual_features, virtual_positions, charges, modes``.
 
         ``positions`` has a row for every particle of this part, ``row_start`` counts its halo, too; the first layer is
-        given features and vectors of both. ``centre`` (G, 3) and ``counts`` (G,) are those of all particles.
+        given features and vectors of both. ``centre`` (G, 3) and ``counts`` (G,) are those of all particles, and so
+        are the sums in ``modes`` (G, W, 2C).
         """
         own = positions.shape[0]
         everywhere = [features, vectors]
@@ -232,22 +263,40 @@ class SmoothLayer(nn.Module):
         moved, received = self.messages(everywhere[0], everywhere[1], unit, radial, receivers, senders, row_start)
         vectors = vectors + moved[:own] * self.norm
         aggregated = [features, received[:own] * self.norm]
+        told: List[Tensor] = []  # noqa: UP006
         if self.has_virtual:
             mean_message, vector_step, steps, messages = self.virtual.gather(
-                features, positions, virtual_features, virtual_positions, centre, batch, open_graph
+                features,
+                positions,
+                virtual_features,
+                virtual_positions,
+                centre,
+                batch,
+                open_graph,
+                charges,
+                modes,
+                waves,
             )
             vectors = vectors + vector_step
-            sums = self.communication.total([steps, messages])
-            virtual_features, virtual_positions = self.virtual.update(
-                virtual_features, virtual_positions, sums[0], sums[1], counts
-            )
+            told = [steps, messages]
             aggregated.append(mean_message)
         mixed = self.mix(vectors)
         left, right = mixed[:, :, : self.vectors], mixed[:, :, self.vectors :]
         aggregated.append((left * right).sum(1))
         features = features + self.node_mlp(torch.cat(aggregated, 1))
         vectors = vectors + left * self.velocity_map(features).unsqueeze(1)
-        return features, vectors, virtual_features, virtual_positions
+        if self.has_virtual:
+            if self.has_fourier:
+                charges = self.charge_map(features)
+                told = told + [modes_of(charges, waves)]  # noqa: RUF005
+            # what the next layer asks virtual nodes for is complete after this one sum over all parts
+            sums = self.communication.total(told)
+            virtual_features, virtual_positions = self.virtual.update(
+                virtual_features, virtual_positions, sums[0], sums[1], counts
+            )
+            if self.has_fourier:
+                modes = sums[2]
+        return features, vectors, virtual_features, virtual_positions, charges, modes
 
 
 class SmoothFastEGNN(nn.Module):
@@ -257,9 +306,13 @@ class SmoothFastEGNN(nn.Module):
         config: sizes.
     """
 
+    has_fourier: torch.jit.Final[bool]
+
     def __init__(self, config: SmoothConfig) -> None:
         super().__init__()
         self.config = config
+        self.has_fourier = config.fourier_width > 0
+        self.fourier_width: float = config.fourier_width
         self.cutoff: float = config.cutoff
         self.channels: int = config.virtual_nodes
         self.vectors: int = config.vector_channels
@@ -270,6 +323,12 @@ class SmoothFastEGNN(nn.Module):
         self.virtual_features = nn.Parameter(torch.randn(1, config.virtual_nodes, config.hidden))
         self.layers = nn.ModuleList(
             [SmoothLayer(config, first=index == 0) for index in range(config.layers)]
+        )
+        self.charge_map: nn.Module = (
+            nn.Linear(config.hidden, config.virtual_nodes, bias=False) if self.has_fourier else nn.Identity()
+        )
+        self.response: Any = (
+            FourierResponse(config.virtual_nodes, config.fourier_width) if self.has_fourier else nn.Identity()
         )
 
     def pair_inputs(self, pair: Tensor) -> tuple[Tensor, Tensor]:
@@ -286,6 +345,7 @@ class SmoothFastEGNN(nn.Module):
         shifts: Tensor,
         batch: Tensor,
         periodic: Tensor,
+        cell: Optional[Tensor] = None,  # noqa: UP045 - the spelling TorchScript knows
     ) -> Tensor:
         """Features of every particle.
 
@@ -296,9 +356,10 @@ class SmoothFastEGNN(nn.Module):
             shifts: (E, 3) Cartesian lattice translations, Å.
             batch: (N,) graph of each particle.
             periodic: (G,) bool.
+            cell: (G, 3, 3) rows, Å, zero for graphs that do not repeat in all directions; needed with Fourier modes.
 
         Returns:
-            (N, hidden).
+            (N, hidden), and with Fourier modes C more columns: each channel's weight times its potential.
         """
         if self.needs_sorted_edges:
             edge_index, ordered, _ = sorted_by_receiver(edge_index, shifts, None)
@@ -316,17 +377,26 @@ class SmoothFastEGNN(nn.Module):
         vectors = torch.zeros([nodes, 3, self.vectors], dtype=positions.dtype, device=positions.device)
         counts = positions.new_zeros(graphs)
         centre = positions.new_zeros([graphs, 3])
+        waves = no_waves(positions, graphs)
+        charges = positions.new_zeros([positions.shape[0], 0])
+        modes = positions.new_zeros([graphs, 0, 0])
         if self.channels > 0:
-            sums = self.communication.total(
-                [segment_counts(batch, graphs, positions), segment_sum(positions, batch, graphs)]
-            )
+            told = [segment_counts(batch, graphs, positions), segment_sum(positions, batch, graphs)]
+            if self.has_fourier:
+                assert cell is not None, "a network with Fourier modes needs the cell"
+                waves = find_waves(positions, cell, batch, self.fourier_width)
+                charges = self.charge_map(features[: positions.shape[0]])
+                told = told + [modes_of(charges, waves)]  # noqa: RUF005
+            sums = self.communication.total(told)
             counts = sums[0]
             centre = sums[1] / counts.clamp(min=1.0).unsqueeze(1)
+            if self.has_fourier:
+                modes = sums[2]
         virtual_positions = centre.unsqueeze(1).expand(-1, self.channels, -1)
         virtual_features = self.virtual_features.expand(graphs, -1, -1)
         open_graph = periodic.logical_not().to(positions.dtype).reshape(-1, 1, 1)
         for layer in self.layers:
-            features, vectors, virtual_features, virtual_positions = layer(
+            features, vectors, virtual_features, virtual_positions, charges, modes = layer(
                 features,
                 vectors,
                 positions,
@@ -341,5 +411,11 @@ class SmoothFastEGNN(nn.Module):
                 row_start,
                 centre,
                 counts,
+                charges,
+                modes,
+                waves,
             )
+        if self.has_fourier:
+            weighted = self.response.weighted(modes, waves)
+            features = torch.cat([features, charges * self.response.potential(weighted, waves)], 1)
         return features

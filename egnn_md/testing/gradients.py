@@ -14,6 +14,7 @@ from ase import Atoms
 
 from egnn_md.errors import InputError
 from egnn_md.models.base import Potential
+from egnn_md.models.evaluate import whole_cells
 from egnn_md.testing.probe import ask, copy_of, energy_of, graph_of, in_float64
 from egnn_md.testing.result import (
     CURVATURE_DIFFERENCE_TOLERANCE,
@@ -99,9 +100,10 @@ def check_second_derivatives(model: Potential, atoms: Atoms, *, seed: int = 0) -
     graph = graph_of(model, atoms, torch.float64)
     positions = graph.positions.clone().requires_grad_()
     weights = [weight.requires_grad_() for weight in model.parameters()]
-    energy = model(
-        positions, graph.species, graph.edge_index, graph.shifts(), graph.batch, graph.periodic
-    ).sum()
+    arguments = [positions, graph.species, graph.edge_index, graph.shifts(), graph.batch, graph.periodic]
+    if model.needs_cell:
+        arguments.append(whole_cells(graph.cell, graph.pbc))
+    energy = model(*arguments).sum()
     (slope,) = torch.autograd.grad(energy, positions, create_graph=True)
     direction = torch.as_tensor(np.random.default_rng(seed).normal(size=(len(atoms), 3)))
     direction = direction / direction.norm()

@@ -45,4 +45,6 @@ def random_potential(
         for name, weight in model.named_parameters():
             # the maps that move virtual nodes start ten times smaller than the others
             weight.mul_(10.0 * _GAIN if ".position_map." in name else _GAIN)
+            if name.endswith("radial_weight"):  # begins with one radial function only
+                weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed)))
     return model.to(dtype).eval()

@@ -67,6 +67,7 @@ def test_other_potentials(name: str) -> None:
         {
             "strictly local": potential(virtual_nodes=0),
             "one layer": potential(layers=1, vector_channels=1),
+            "fourier": potential(fourier_width=0.9),
             "lennard-jones": LennardJones(sigma=1.0, cutoff=CUTOFF),
             "lennard-jones, shifted": LennardJones(sigma=1.0, cutoff=CUTOFF, smooth=False),
             "tether": HarmonicTether(cutoff=CUTOFF),

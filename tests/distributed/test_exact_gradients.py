@@ -52,6 +52,14 @@ def test_parameter_gradients_without_virtual_nodes() -> None:
     assert_same(split(models, graph, owners(29, 3), 3, each(training)), alone(models, graph, each(training)))
 
 
+def test_parameter_gradients_with_fourier_modes() -> None:
+    graph, models = system("batch"), on_both_paths(potential(fourier_width=0.9))
+    expected = alone(models, graph, each(training))
+    for of in ("energy", "forces", "stress"):
+        assert float(expected[f"sum {of} by network.charge_map.weight, plain float64"].abs().max()) > 1e-8
+    assert_same(split(models, graph, owners(29, 3), 3, each(training)), expected)
+
+
 def test_descent_with_the_sum_of_the_ranks_gradients() -> None:
     """Some steps of training, each rank with its own copy, stay on the path of one process."""
     graph, model = system("batch"), potential(layers=2)

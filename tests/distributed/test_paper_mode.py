@@ -98,6 +98,7 @@ def test_collectives_of_a_step(mode: str) -> None:
         for channels in (0, 2):
             models[f"potential {layers} {channels}"] = potential(layers=layers, virtual_nodes=channels)
             models[f"propagator {layers} {channels}"] = propagator(layers=layers, virtual_nodes=channels)
+        models[f"potential {layers} fourier"] = potential(layers=layers, fourier_width=0.9)
     found = split(models, graph, owner, size, _traffic(mode), mode=mode)
     cut = (owner[graph.edge_index[0]] != owner[graph.edge_index[1]]).nonzero().reshape(-1)
     halo = len({(int(owner[i]), int(j)) for i, j in graph.edge_index[:, cut].T.tolist()})
@@ -105,6 +106,8 @@ def test_collectives_of_a_step(mode: str) -> None:
     exact = mode == "exact"
     assert found["all pairs"].tolist() == [exact, 1]
     for layers in (1, 3):
+        # the modes travel with the other sums of their layer
+        assert found[f"all potential {layers} fourier"].tolist() == found[f"all potential {layers} 2"].tolist()
         for channels in (0, 2):
             of_layers = layers + 1 if channels else 0
             exchanges, reductions = found[f"all potential {layers} {channels}"].tolist()

@@ -43,7 +43,9 @@ def argon_positions(box: np.ndarray, side: int = 3, seed: int = 0) -> np.ndarray
     return sites / side @ box + rng.uniform(-0.01, 0.01, (side**3, 3))
 
 
-def network(dtype: str = "float32", *, virtual_nodes: int = 2, seed: int = 0) -> FastEGNNPotential:
+def network(
+    dtype: str = "float32", *, virtual_nodes: int = 2, fourier_width: float = 0.0, seed: int = 0
+) -> FastEGNNPotential:
     """A small FastEGNN potential for H and O with random weights, large enough to give forces of eV/Å."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -54,6 +56,7 @@ def network(dtype: str = "float32", *, virtual_nodes: int = 2, seed: int = 0) ->
                 hidden=16,
                 layers=2,
                 virtual_nodes=virtual_nodes,
+                fourier_width=fourier_width,
                 vector_channels=2,
                 scale=20.0,
             )

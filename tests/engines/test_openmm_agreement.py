@@ -65,6 +65,30 @@ def test_route_equals_eager(tmp_path: Path, boundary: str, dtype: str, route: st
 
 
 @pytest.mark.parametrize("implementation", ["torch", "python"])
+@pytest.mark.parametrize("boundary", ["open", "periodic", "triclinic"])
+@pytest.mark.parametrize("through", ["model", "file", "artefact"])
+def test_fourier_modes_read_the_box(tmp_path: Path, through: str, boundary: str, implementation: str) -> None:
+    """The box reaches the network by every route, and so does its change."""
+    box = BOXES[boundary]
+    model = network("float64", fourier_width=1.5)
+    source: Any = model
+    if through == "file":
+        source = save_model(model, tmp_path / "model.safetensors")
+    elif through == "artefact":
+        source = tmp_path / "model.pt"
+        export_torchscript(model, source, NUMBERS, periodic=box is not None, dtype="float64")
+    positions = water_positions(WATERS, box)
+    system = create_system(water_topology(WATERS, box), source, implementation=implementation, dtype="float64")
+    context = make_context(system, positions)
+    assert_same(energy_and_forces(context), eager(model, NUMBERS, positions, box, "float64"), "float64")
+    if box is not None:
+        context.setPeriodicBoxVectors(*(1.04 * box))
+        context.setPositions(1.04 * positions)
+        expected = eager(model, NUMBERS, 1.04 * positions, 1.04 * box, "float64")
+        assert_same(energy_and_forces(context), expected, "float64")
+
+
+@pytest.mark.parametrize("implementation", ["torch", "python"])
 @pytest.mark.parametrize("boundary", ["open", "triclinic"])
 def test_artefact_equals_eager(tmp_path: Path, boundary: str, implementation: str) -> None:
     """An exported file works in both implementations, and through OpenMM-ML."""

@@ -25,6 +25,7 @@ MODELS = {
     "C0-K4": lambda: random_potential(virtual_nodes=0, vector_channels=4),
     "C3-K1": lambda: random_potential(virtual_nodes=3, vector_channels=1),
     "C3-K4-3layers": lambda: random_potential(virtual_nodes=3, vector_channels=4, layers=3),
+    "C2-fourier": lambda: random_potential(fourier_width=1.2),
     "lennard-jones": LennardJones,
     "springs": HarmonicTether,
 }
