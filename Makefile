@@ -23,7 +23,7 @@ DEMO_FLAGS ?=
 
 PYTEST_FLAGS ?=
 
-.PHONY: help environment demo test lint cluster clean distclean
+.PHONY: help environment demo test lint docs cluster clean distclean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,6 +67,10 @@ lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+docs: $(STAMP)  ## the API reference from docstrings, into site/api
+	$(BIN)/python docs/make_api.py site/api
+	@echo "open in a browser: $(abspath site/api)/index.html"
+
 # torch-cluster has no wheel: it is compiled, 5 to 10 minutes on 2 cores, and must see the torch it is built for,
 # hence no build isolation. Its setup switches ninja off, so its extensions are built side by side through
 # setuptools (not with CUDA: torch swaps the compiler for nvcc in a way that is not safe between threads). pip keeps
@@ -88,7 +92,7 @@ cluster: $(STAMP)  ## compile torch-cluster (needs a C++ compiler), unless it is
 	fi
 
 clean:  ## remove caches and build output; keeps .venv and runs/
-	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . \( -path ./$(VENV) -o -path ./runs -o -path ./.git \) -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf
 
 distclean: clean  ## clean, and remove .venv too

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from egnn_md.checkpoint import ModelCard, import_authors_checkpoint, load_model, save_model
     from egnn_md.export import export_torchscript
     from egnn_md.graph import ParticleGraph
+    from egnn_md.models.committee import CommitteePotential, evaluate_spread, make_committee
     from egnn_md.models.potential import FastEGNNPotential, PotentialConfig
     from egnn_md.models.propagator import FastEGNNPropagator, PropagatorConfig
     from egnn_md.neighbors import drop_edges, neighbor_list
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from egnn_md.training.mmd import mmd_loss
 
 _HOMES = {
+    "CommitteePotential": "egnn_md.models.committee",
     "FastEGNN": "egnn_md.nn.fast_egnn",
     "FastEGNNConfig": "egnn_md.nn.fast_egnn",
     "FastEGNNPotential": "egnn_md.models.potential",
@@ -29,9 +31,11 @@ _HOMES = {
     "PotentialConfig": "egnn_md.models.potential",
     "PropagatorConfig": "egnn_md.models.propagator",
     "drop_edges": "egnn_md.neighbors",
+    "evaluate_spread": "egnn_md.models.committee",
     "export_torchscript": "egnn_md.export",
     "import_authors_checkpoint": "egnn_md.checkpoint",
     "load_model": "egnn_md.checkpoint",
+    "make_committee": "egnn_md.models.committee",
     "mmd_loss": "egnn_md.training.mmd",
     "neighbor_list": "egnn_md.neighbors",
     "rollout": "egnn_md.rollout",
@@ -39,6 +43,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "CommitteePotential",
     "FastEGNN",
     "FastEGNNConfig",
     "FastEGNNPotential",
@@ -48,9 +53,11 @@ __all__ = [
     "PotentialConfig",
     "PropagatorConfig",
     "drop_edges",
+    "evaluate_spread",
     "export_torchscript",
     "import_authors_checkpoint",
     "load_model",
+    "make_committee",
     "mmd_loss",
     "neighbor_list",
     "rollout",

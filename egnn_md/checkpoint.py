@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from egnn_md.errors import InputError, ModelFileError, UnsafeFileError
 from egnn_md.kernels import accelerate
+from egnn_md.models.committee import CommitteeConfig, CommitteePotential
 from egnn_md.models.potential import FastEGNNPotential, PotentialConfig
 from egnn_md.models.propagator import FastEGNNPropagator, PropagatorConfig
 from egnn_md.nn.fast_egnn import FastEGNN, FastEGNNConfig
@@ -37,6 +38,7 @@ PICKLE_STARTS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 _KINDS: dict[str, tuple[type[BaseModel], type[nn.Module]]] = {
     "fastegnn-potential": (PotentialConfig, FastEGNNPotential),
+    "committee-potential": (CommitteeConfig, CommitteePotential),
     "propagator": (PropagatorConfig, FastEGNNPropagator),
     "fastegnn": (FastEGNNConfig, FastEGNN),
 }
@@ -61,6 +63,16 @@ class ModelCard(BaseModel):
     versions: dict[str, str] = Field(default_factory=dict)
     created: str = ""
 
+    @property
+    def charges(self) -> list[int]:
+        """Total charges (e) of the systems it was trained on; [0] where the card is older than this field.
+
+        Of a committee, those that every member knows.
+        """
+        parts = self.training_data.get("members") or [self.training_data]
+        known = [{int(charge) for charge in part.get("charges", [0])} for part in parts]
+        return sorted(set.intersection(*known))
+
 
 def package_versions(*names: str) -> dict[str, str]:
     """Installed versions of ``names``; absent packages are left out."""
@@ -84,7 +96,8 @@ def _kind_of(model: nn.Module) -> str:
 
 def _config_of(model: nn.Module) -> dict[str, Any]:
     config = model.config
-    assert isinstance(config, BaseModel)
+    if not isinstance(config, BaseModel):  # a committee of analytic potentials
+        raise InputError(f"this {type(model).__name__} has no file format: its parts have none")
     return config.model_dump(mode="json")
 
 
@@ -102,7 +115,8 @@ def save_model(model: nn.Module, path: str | Path, card: ModelCard | None = None
     """Write ``model`` atomically: an interrupted save leaves an older file as it was.
 
     Args:
-        model: a :class:`FastEGNNPotential`, :class:`FastEGNNPropagator` or :class:`FastEGNN`.
+        model: a :class:`FastEGNNPotential`, :class:`CommitteePotential`, :class:`FastEGNNPropagator` or
+            :class:`FastEGNN`.
         path: file to write, ``.safetensors`` by custom.
         card: what to tell its users; the model's own card if it was loaded with one.
 

@@ -67,7 +67,28 @@ SHIPPED = {
         "small boxes: no long-range dispersion or electrostatics beyond what five angstrom per layer and the virtual "
         "nodes carry.",
     ),
+    "peptide": Shipped(
+        description="Capped peptides of all 20 amino acids in vacuum, FastEGNN imitating GFN2-xTB",
+        intended_use="Molecular dynamics of single peptides in vacuum at 300 to 500 K, capped by acetyl and "
+        "N-methylamide groups, neutral or with one charged residue (ASP-, GLU-, LYS+, HIP+, ARG+); starting points "
+        "for fine-tuning; trying out and testing the tools.",
+        limits="It has GFN2-xTB's errors and its own on top (systems/peptide/README.md). Trained on "
+        "one to three residues and on pairs of single ones: longer chains are extrapolation, tried on chignolin only. "
+        "Strictly local: nothing is felt beyond three times five angstrom, so energies of charged or extended "
+        "molecules miss electrostatics. Not for two charged residues (protons would move), zwitterions and free ends, "
+        "proton transfer, disulphide bridges, D residues, water, ions, radicals, or temperatures above 700 K.",
+    ),
     **{f"water-{stride}fs": _water_propagator(stride) for stride in (2, 4, 8)},
+    "alanine-dipeptide": Shipped(
+        description="Alanine dipeptide (ACE-ALA-NME) in vacuum, FastEGNN imitating GFN2-xTB",
+        intended_use="Molecular dynamics and free energies of this one molecule, neutral and whole, 300 to 500 K, "
+        "anywhere in the Ramachandran plane; the ML part of mixed ML/MM simulations with mechanical embedding; trying "
+        "out and testing the tools.",
+        limits="It has GFN2-xTB's errors and its own on top. One molecule alone: not for two of them, other molecules "
+        "or peptides, ions, other protonation states, bond breaking, or compressed structures. Cis peptide bonds were "
+        "seen in a few structures only, temperatures up to 700 K in some. In solvent it is a vacuum potential: nothing "
+        "polarises it.",
+    ),
     "nbody": Shipped(
         description="100 charged particles in open space, one time unit ahead (the paper's first benchmark)",
         intended_use="The benchmark's own question, frame 30 to 40 of egnn-md generate nbody; trying out the tools.",
@@ -77,6 +98,17 @@ SHIPPED = {
         system="nbody",
         stride=1.0,
         units={"length": "none", "time": "none"},
+    ),
+    "chignolin-cg": Shipped(
+        description="Folded chignolin in C-alpha beads at 300 K: what force matching adds to a bonded prior",
+        intended_use="Trying out coarse-grained dynamics and force matching, always together with the prior of "
+        "systems/protein_cg (egnn_md_systems.protein_cg.dynamics.bead_system).",
+        limits="Never alone: without the prior (prior.json, four OpenMM forces) the chain has no bonds and falls "
+        "apart. A free energy at 300 K, valid at 300 K only. Elements 97 to 116 stand for residue kinds (GLY is 102), "
+        "not for atoms, and masses must be given. Learned from a few hundred picoseconds of one folded peptide in "
+        "implicit solvent: no unfolding, no other sequence, no kinetics (coarse-grained time runs faster). The labels "
+        "are nearly all noise, so force errors are those of the noise, and the energy errors above mean nothing: force "
+        "matching has no energies.",
     ),
     "adk": Shipped(
         description="Backbone of adenylate kinase, 40 fs ahead, from Langevin dynamics in implicit solvent",

@@ -112,6 +112,8 @@ def _lines(name: str, value: Any) -> Iterator[tuple[str, str]]:
         for key, inner in value.items():
             for label, text in _lines(str(key).replace("_", " "), inner):
                 yield f"  {label}", text
+    elif isinstance(value, list) and all(isinstance(item, dict) for item in value):  # a committee's members
+        yield from _lines(name, {str(index): item for index, item in enumerate(value)})
     elif isinstance(value, list):
         yield name, ", ".join(f"{item:g}" if isinstance(item, float) else str(item) for item in value)
     else:

@@ -12,7 +12,21 @@ from typing import Any, NoReturn
 
 import typer
 
-from egnn_md.cli import check, doctor, evaluate, generate, info, label, md, report, rollout, train
+from egnn_md.cli import (
+    check,
+    committee,
+    doctor,
+    evaluate,
+    generate,
+    info,
+    label,
+    learn,
+    md,
+    report,
+    rollout,
+    train,
+    validate,
+)
 from egnn_md.errors import ConfigError, EgnnMdError, MissingDependencyError
 
 COMMAND_GROUP = "egnn_md.commands"
@@ -23,7 +37,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for _module in (generate, label, train, info, check, md, rollout, evaluate, report, doctor):
+for _module in (generate, label, train, committee, learn, info, check, md, validate, rollout, evaluate, report, doctor):
     _module.register(app)
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 _RUN, _ENGINE, _OUTPUT, _START = "What is simulated", "Engine and model", "Output", "Start"
+_TRUST = "Uncertainty of a committee"
 
 
 def _option(text: str, panel: str) -> Any:
@@ -56,13 +57,27 @@ def command(
         float | None, _option("K, of the first velocities and the thermostat. (default: 300)", _RUN)
     ] = None,
     pressure: Annotated[float | None, _option("bar, with npt. (default: 1)", _RUN)] = None,
-    friction: Annotated[
-        float | None, _option("Langevin friction in 1/ps, with nvt and npt. (default: 1)", _RUN)
+    thermostat: Annotated[
+        str | None, _option("langevin or nose-hoover, with nvt and npt. (default: langevin)", _RUN)
+    ] = None,
+    friction: Annotated[float | None, _option("Of the Langevin thermostat, 1/ps. (default: 1)", _RUN)] = None,
+    thermostat_time: Annotated[
+        float | None, _option("Time scale of the Nosé-Hoover chain, fs. (default: 100)", _RUN)
+    ] = None,
+    constraints: Annotated[
+        str | None, _option("none, or h-bonds: bonds to hydrogens keep their length. (default: none)", _RUN)
+    ] = None,
+    hydrogen_mass: Annotated[
+        float | None, _option("u, of hydrogens; the atoms they are bonded to give it. (default: 1.008)", _RUN)
     ] = None,
     seed: Annotated[int | None, _option("Of velocities, thermostat and barostat. (default: 0)", _RUN)] = None,
     max_temperature: Annotated[
         float | None,
         _option("K above which the run stops as exploded. (default: 5 times --temperature)", _RUN),
+    ] = None,
+    max_force: Annotated[float | None, _option("eV/Å above which the run stops. (default: 100)", _RUN)] = None,
+    min_distance: Annotated[
+        float | None, _option("Å; two atoms closer than this stop the run, 0 for never. (default: 0.5)", _RUN)
     ] = None,
     topology: Annotated[
         str | None, _option("File with the residues and bonds of STRUCTURE, if its own has none.", _START)
@@ -79,6 +94,19 @@ def command(
     minimize_steps: Annotated[int | None, _option("Most iterations of the minimiser. (default: 200)", _START)] = None,
     minimize_force: Annotated[
         float | None, _option("eV/Å; the minimiser stops when no force is larger. (default: 0.05)", _START)
+    ] = None,
+    drive: Annotated[
+        str | None, _option("Of a committee: mean, or first: one member's forces. (default: mean)", _ENGINE)
+    ] = None,
+    max_uncertainty: Annotated[
+        float | None,
+        _option("eV/Å: the largest spread of a committee's forces on an atom. (default: none)", _TRUST),
+    ] = None,
+    on_uncertainty: Annotated[
+        str | None, _option("What a larger one does: stop, or record its structure. (default: stop)", _TRUST)
+    ] = None,
+    uncertainty_interval: Annotated[
+        int | None, _option("Steps between looks at the spread. (default: 20; 20 a member with --drive first)", _TRUST)
     ] = None,
     continue_from: Annotated[
         Path | None, _option("Start with the last positions, velocities and cell of another run.", _START)
@@ -119,7 +147,7 @@ def command(
 
 
 def run(given: dict[str, Any], *, resume: bool, overwrite: bool) -> int:
-    """Run with the options that were given. Returns the exit code: 0, 130 (Ctrl-C) or 143 (SIGTERM).
+    """Run with the options that were given. Returns the exit code: 0, 3 (uncertain), 130 (Ctrl-C) or 143 (SIGTERM).
 
     Raises:
         ConfigError: an option is missing, impossible, or not to be changed.
@@ -132,6 +160,7 @@ def run(given: dict[str, Any], *, resume: bool, overwrite: bool) -> int:
     from egnn_md.simulation.request import MDRequest
     from egnn_md.simulation.rundir import RunDirectory
     from egnn_md.simulation.simulate import simulate
+    from egnn_md.simulation.start import check_same_structure
 
     if serve():  # under torchrun, every rank but the first
         return 0
@@ -142,6 +171,7 @@ def run(given: dict[str, Any], *, resume: bool, overwrite: bool) -> int:
     if restarted() and not overwrite and RunDirectory(given["output"]).checkpoint.exists():
         resume = True
     if resume:
+        check_same_structure(RunDirectory(given["output"]), given.get("structure"))
         request = RunDirectory(given["output"]).request().changed(given)
     else:
         if "continue_from" in given:

@@ -12,6 +12,7 @@ from typing import Any
 
 from ase.calculators.calculator import Calculator
 
+from egnn_md.data.structures import CHARGE_KEY
 from egnn_md.errors import InputError, MissingDependencyError
 
 ENTRY_POINT_GROUP = "egnn_md.calculators"
@@ -67,6 +68,38 @@ _BUILT_IN: dict[str, Callable[..., Calculator]] = {
     "emt": _emt,
     "openmm": _openmm,
 }
+
+
+def set_total_charge(calculator: Calculator, name: str, charge: int | None) -> int:
+    """Make ``calculator`` compute the state of that total charge (e), and return the charge it will take.
+
+    A calculator takes it through its option ``charge``. One that reads ``atoms.info["charge"]`` or the initial
+    charges by itself says so by an attribute ``reads_total_charge = True``.
+
+    Args:
+        calculator: from :func:`make_calculator`.
+        name: of the method, for the error.
+        charge: of the structure; None where the structure names none, so that the calculator's own option holds.
+
+    Raises:
+        InputError: the method has no total charge, or its option names another one than the structure.
+    """
+    if CHARGE_KEY in getattr(calculator, "default_parameters", {}):
+        own = calculator.parameters.get(CHARGE_KEY)
+        if own is None:
+            calculator.set(**{CHARGE_KEY: charge or 0})
+        elif charge is not None and own != charge:
+            raise InputError(
+                f"the structure has the total charge {charge}, but the option {CHARGE_KEY} of {name} is {own}; "
+                "remove the option: every structure names its own charge"
+            )
+        return round(float(calculator.parameters[CHARGE_KEY]))
+    if charge and not getattr(calculator, "reads_total_charge", False):
+        raise InputError(
+            f"the structure has the total charge {charge}, and the reference method {name} knows no total charge; "
+            "take another method"
+        )
+    return charge or 0
 
 
 def available_calculators() -> list[str]:

@@ -23,6 +23,7 @@ from ase.io.extxyz import write_extxyz
 
 from egnn_md.data.calculators import make_calculator
 from egnn_md.data.frames import FrameScan, scan_frames
+from egnn_md.data.structures import CHARGE_KEY, total_charge
 from egnn_md.data.workers import StopFlag, label_stream, stop_on_signals
 from egnn_md.errors import InputError, LabellingError
 
@@ -34,12 +35,21 @@ UNQUOTED = str.maketrans({'"': None, "'": None, "\\": "/"})
 
 
 def structure_id(atoms: Atoms) -> str:
-    """Digest of elements, positions (to 1e-6 Å), cell and periodicity: the same geometry, the same id."""
+    """Digest of elements, positions (to 1e-6 Å), cell, periodicity and total charge: the same system, the same id.
+
+    A charge of zero adds nothing to it, so that a neutral structure has the same id whether it says so or not.
+    """
     digest = hashlib.sha256()
     digest.update(np.asarray(atoms.numbers, dtype="<i4").tobytes())
     digest.update(np.round(atoms.positions / 1e-6).astype("<i8").tobytes())
     digest.update(np.round(atoms.cell.array / 1e-6).astype("<i8").tobytes())
     digest.update(np.asarray(atoms.pbc, dtype="u1").tobytes())
+    try:
+        charge = str(total_charge(atoms) or "")
+    except InputError:  # labelling refuses it and records that under this id
+        charge = repr(atoms.info.get(CHARGE_KEY))
+    if charge:
+        digest.update(f"charge {charge}".encode())
     return digest.hexdigest()[:16]
 
 

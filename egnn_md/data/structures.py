@@ -23,6 +23,30 @@ from egnn_md.neighbors import neighbor_list
 
 COMPRESSED = (".gz", ".bz2", ".xz")
 XYZ_SUFFIXES = (".extxyz", ".xyz")
+CHARGE_KEY = "charge"
+WHOLE = 1e-3  # e; initial charges that were rounded in a file still add up to a whole number within this
+
+
+def total_charge(atoms: Atoms) -> int:
+    """Total charge (e): ``info["charge"]``, or without it the sum of the initial charges, or 0.
+
+    Raises:
+        InputError: it is no whole number, or the two disagree.
+    """
+    summed = float(atoms.get_initial_charges().sum())
+    given = atoms.info.get(CHARGE_KEY)
+    try:
+        value = summed if given is None else float(given)
+    except (TypeError, ValueError):
+        value = np.nan
+    if not np.isfinite(value) or abs(value - round(value)) > WHOLE:
+        where = "the sum of the initial charges" if given is None else f"info[{CHARGE_KEY!r}]"
+        raise InputError(f"{where} is {summed if given is None else given!r}; a total charge is a whole number")
+    if given is not None and atoms.has("initial_charges") and abs(summed - value) > WHOLE:
+        raise InputError(
+            f"info[{CHARGE_KEY!r}] = {given!r}, but the initial charges add up to {summed:g}; remove one of them"
+        )
+    return round(value)
 
 
 def graph_from_atoms(
@@ -134,6 +158,10 @@ class LabelledSet:
         """Reference methods that the label files name."""
         return sorted({str(info["teacher"]) for info in self.info if "teacher" in info})
 
+    def charges(self) -> list[int]:
+        """Total charges (e) that occur, ascending; a structure that names none is neutral."""
+        return sorted({round(float(info.get(CHARGE_KEY, 0))) for info in self.info})
+
 
 def read_frames(path: str | Path) -> list[Atoms]:
     """All structures of a file that ASE can read; of an XYZ file, without an unfinished last frame.
@@ -202,6 +230,7 @@ def read_labelled(
             place = f"{path}, frame {index}"
             try:
                 graph = graph_from_atoms(atoms, cutoff, dtype=dtype, backend=backend, labels=True)
+                charge = total_charge(atoms)
             except InputError as error:
                 raise InputError(f"{place}: {error}") from error
             digest = frame_digest(atoms)
@@ -213,6 +242,9 @@ def read_labelled(
                 out.dropped += 1
                 continue
             out.graphs.append(graph)
-            out.info.append(dict(atoms.info))
+            info = dict(atoms.info)
+            if charge:
+                info[CHARGE_KEY] = charge  # also where the file gave charges atom by atom
+            out.info.append(info)
             out.digests.append(digest)
     return out

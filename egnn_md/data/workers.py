@@ -19,7 +19,8 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from egnn_md.data.calculators import make_calculator
+from egnn_md.data.calculators import make_calculator, set_total_charge
+from egnn_md.data.structures import CHARGE_KEY, total_charge
 from egnn_md.errors import LabellingError
 
 QUEUE_DEPTH = 2  # one that is computed and one that waits: no pause while the parent samples or writes
@@ -64,10 +65,15 @@ def _start_worker() -> None:
 def label_one(atoms: Atoms, method: str, options: dict[str, Any]) -> Atoms:
     """``atoms`` with energy, forces and, in a full cell, stress of the reference method.
 
+    A total charge (``info["charge"]`` or the initial charges) is what the method computes, and stands in ``info``.
+
     Raises:
         LabellingError: the method returned a value that is not finite.
+        InputError: the total charge is no whole number, or the method cannot have it.
     """
     calculator = make_calculator(method, **options)
+    named = CHARGE_KEY in atoms.info or atoms.has("initial_charges")
+    charge = set_total_charge(calculator, method, total_charge(atoms) if named else None)
     work = atoms.copy()
     work.calc = calculator
     energy = float(work.get_potential_energy())
@@ -79,6 +85,8 @@ def label_one(atoms: Atoms, method: str, options: dict[str, Any]) -> Atoms:
         if not np.all(np.isfinite(value)):
             raise LabellingError(f"{method} returned a {name} that is not finite")
     labelled = atoms.copy()
+    if charge:
+        labelled.info[CHARGE_KEY] = charge
     labelled.calc = SinglePointCalculator(labelled, **results)
     return labelled
 

@@ -3,7 +3,7 @@
 No ``from __future__ import annotations`` here: TorchScript reads the annotations themselves.
 """
 
-from typing import Optional
+from typing import List, Optional  # noqa: UP035
 
 import torch
 from torch import Tensor
@@ -47,6 +47,9 @@ class _Exported(torch.nn.Module):
     batch: Tensor
     periodic: Tensor
     species: Tensor
+    needs_cell: torch.jit.Final[bool]
+    seal: str
+    sealed: List[str]  # noqa: UP006
 
     def __init__(
         self,
@@ -62,7 +65,10 @@ class _Exported(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.potential = potential
+        self.needs_cell = bool(potential.needs_cell)
         self.neighbors = SkinPairs(float(potential.cutoff), skin, dtype)  # type: ignore[arg-type]
+        self.seal = ""  # see egnn_md.export.seal
+        self.sealed = [""]
         self.dtype = dtype
         self.length = length
         self.energy = energy
@@ -115,9 +121,14 @@ class _Exported(torch.nn.Module):
             repeat: whether there are periodic images.
         """
         edge_index, shifts = self.neighbors(x.detach(), cell, home, repeat)
-        energies = self.potential(
-            near.to(self.dtype), self.species, edge_index, shifts, self.batch, self.periodic
-        )
+        positions = near.to(self.dtype)
+        if self.needs_cell:
+            whole = cell.to(self.dtype).unsqueeze(0)
+            energies = self.potential(
+                positions, self.species, edge_index, shifts, self.batch, self.periodic, whole
+            )
+        else:
+            energies = self.potential(positions, self.species, edge_index, shifts, self.batch, self.periodic)
         return energies.to(torch.float64).sum() * self.energy
 
 

@@ -27,6 +27,7 @@ from egnn_md.export.artefact import (
     write_atomically,
 )
 from egnn_md.export.module import ExportedOpen, ExportedPeriodic
+from egnn_md.export.seal import check_seal, plain_attributes, seal
 from egnn_md.export.verify import TOLERANCES, verify
 from egnn_md.kernels import accelerate, accelerated
 from egnn_md.models import Potential
@@ -160,9 +161,11 @@ def load_scripted(path: Path, device: str | torch.device = "cpu") -> torch.jit.S
 
     with quiet_torchscript():
         try:
-            return torch.jit.load(str(path), map_location=device)
+            module = torch.jit.load(str(path), map_location=device)
         except RuntimeError as error:
             raise ModelFileError(f"TorchScript cannot read {path}: {error}") from error
+    check_seal(module, str(path))
+    return module
 
 
 def export_torchscript(
@@ -234,6 +237,7 @@ def export_torchscript(
             check_skin(skin),
         ).eval()
     )
+    seal(scripted, plain_attributes(fast))
     card = getattr(model, "card", None)
     fields = {
         "name": name or getattr(card, "name", None) or type(model).__name__,

@@ -62,7 +62,7 @@ def load_run(path: Path) -> LoadedRun:
         InputError: not a run directory, or one without a single row in its log.
     """
     directory = RunDirectory(path)
-    record, request = directory.read(), directory.request()
+    record, request = directory.read(), directory.common_request()
     if not directory.structure.exists() or not directory.log.exists():
         raise InputError(
             f"the run in {path} has not started (status {record.get('status')}); there is nothing to report"

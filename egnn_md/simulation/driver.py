@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from egnn_md.errors import DeviceError, OutputError, SimulationError
+from egnn_md.simulation.constraints import degrees_of_freedom
 from egnn_md.simulation.engine import Engine, EngineError, EngineFactory, Observation
 from egnn_md.simulation.guards import GuardError, Guards, Instant
 from egnn_md.simulation.interrupts import Interrupts
@@ -22,6 +23,7 @@ from egnn_md.simulation.request import MDRequest
 from egnn_md.simulation.rundir import RunDirectory
 from egnn_md.simulation.start import Start, begin
 from egnn_md.simulation.structure import Structure
+from egnn_md.simulation.uncertainty import EXIT_CODE, UncertaintyWatch
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class DriveOptions:
 
 @dataclass(frozen=True)
 class RunResult:
-    """How a run ended: ``status`` finished or interrupted, steps done, exit code for a shell, ns/day."""
+    """How a run ended: ``status`` finished, interrupted or uncertain, steps done, exit code for a shell, ns/day."""
 
     run: RunDirectory
     status: str
@@ -44,14 +46,9 @@ class RunResult:
     ns_per_day: float | None
 
 
-def degrees_of_freedom(request: MDRequest, atoms: int) -> int:
-    """3 N, less 3 where the momentum is conserved (nve); a Langevin thermostat moves the whole system too."""
-    return 3 * atoms - 3 if request.ensemble == "nve" and atoms > 1 else 3 * atoms
-
-
 def resume_command(run: RunDirectory) -> str:
     """What a user types to go on."""
-    return f"egnn-md md --resume --output {run.path}"
+    return f"{run.command} --resume --output {run.path}"
 
 
 def now() -> str:
@@ -89,11 +86,16 @@ class _Loop:
         self.engine: Engine = start.engine
         self.structure: Structure = start.structure
         self.console, self.interrupts = console, interrupts
-        self.dof = degrees_of_freedom(request, len(start.structure))
+        # an engine may bring constraints of its own, such as a force field's rigid water
+        constraints = start.constraints + getattr(start.engine, "own_constraints", 0)
+        self.dof = degrees_of_freedom(request, len(start.structure), constraints)
         self.step = start.step
         self.seconds = start.seconds
         self.resumed = start.checkpoint is not None
-        self.recorder = Recorder(run, request, start.structure, start.checkpoint)
+        self.watch: UncertaintyWatch | None = getattr(start.engine, "watch", None)
+        if self.watch is not None:
+            self.watch.open(run, start.step if self.resumed else None)
+        self.recorder = Recorder(run, request, start.structure, start.checkpoint, self.watch, start.identity)
         self.seen = self.engine.observe()
         kelvin = temperature(kinetic_energy(start.structure.masses, self.seen.velocities), self.dof)
         self.guards = Guards(
@@ -104,6 +106,9 @@ class _Loop:
             periodic=start.structure.periodic,
             reference_temperature=max(request.temperature, kelvin if math.isfinite(kelvin) else 0.0),
             max_temperature=request.max_temperature,
+            max_force=request.max_force,
+            min_distance=request.min_distance,
+            pbc=start.structure.pbc,
         )
         self.good: tuple[int, Observation, bytes] = (self.step, self.seen, self.engine.save())
         self._clock = time.perf_counter()
@@ -130,11 +135,14 @@ class _Loop:
             raise
         finally:
             self.recorder.close()
+            if self.watch is not None:
+                self.watch.close()
 
     def _run(self) -> RunResult:
         request = self.request
         first = self.step
         if not self.resumed:
+            self._look()
             self.recorder.write_row(self.recorder.row(self.step, self.seen, self.dof, None))
             self.recorder.write_frame(self.step, self.seen)
             self._checkpoint()
@@ -144,7 +152,7 @@ class _Loop:
         label = f"{request.engine} {request.ensemble}"
         self._clock = time.perf_counter()
         with RunProgress(self.console, request.steps, self.step, label) as progress:
-            while self.step < request.steps and not self.interrupts.requested:
+            while self.step < request.steps and not self.interrupts.requested and not self._lost:
                 target = self._next_stop()
                 self.engine.step(target - self.step)
                 self.step = target
@@ -153,6 +161,7 @@ class _Loop:
                 if self._timed is None:
                     self._timed = (self.step, time.perf_counter())
                 self.good = (self.step, self.seen, self.engine.save())
+                self._look()
                 self._write()
                 if self.step % request.checkpoint_interval == 0:
                     self._checkpoint()
@@ -170,8 +179,18 @@ class _Loop:
             request.log_interval,
             request.frame_interval,
             request.checkpoint_interval,
+            *([] if self.watch is None else [self.watch.interval]),
         )
         return min(request.steps, *((self.step // n + 1) * n for n in intervals))
+
+    @property
+    def _lost(self) -> str:
+        """What a committee's members disagree about too much to go on; empty while they do not."""
+        return "" if self.watch is None else self.watch.stopped
+
+    def _look(self) -> None:
+        if self.watch is not None:
+            self.watch.look(self.step, self.seen)
 
     def _instant(self, seen: Observation, step: int | None = None) -> Instant:
         step = self.step if step is None else step
@@ -221,7 +240,7 @@ class _Loop:
     def _finish(self, first: int) -> RunResult:
         request, run = self.request, self.directory
         finished = self.step >= request.steps
-        status = "finished" if finished else "interrupted"
+        status = "uncertain" if self._lost else "finished" if finished else "interrupted"
         if finished:
             self.recorder.write_final(self.step, self.seen)
         speed = self._ns_per_day()
@@ -231,8 +250,16 @@ class _Loop:
             seconds=self.seconds,
             frames=self.recorder.trajectory.frames,
             **self._speed(),
+            **({} if self.watch is None else {"uncertainty": {**self.watch.describe(), "stopped": self._lost}}),
         )
         done = f"{self.step} steps ({self.step * request.timestep / 1000:g} ps)"
+        if self._lost:
+            say(
+                self.console,
+                f"stopped after {done}: {self._lost}. The structure is in {run.uncertain}, to be labelled and learned "
+                f"from; go on all the same with\n  {resume_command(run)} --max-uncertainty X",
+            )
+            return RunResult(run, status, self.step, EXIT_CODE, speed)
         if finished:
             pace = "" if speed is None else f", {speed:.3g} ns/day"
             say(

@@ -46,8 +46,11 @@ class Engine(Protocol):
         It ends early when ``stop()`` says so. Returns the number of iterations.
         """
 
+    def constrain(self, pairs: np.ndarray, lengths: np.ndarray) -> None:
+        """From here on keep the distances of ``pairs`` (M, 2) at ``lengths`` (M,), Å; M may be 0."""
+
     def place(self, positions: np.ndarray, velocities: np.ndarray, cell: np.ndarray) -> None:
-        """Set the state."""
+        """Set the state, brought onto the constraints."""
 
     def step(self, count: int) -> None:
         """Advance. Raises EngineError if the engine refuses."""

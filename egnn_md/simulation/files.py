@@ -53,6 +53,18 @@ def write_atomic(path: Path, data: bytes) -> None:
             raise
 
 
+def keep_as(path: Path, other: Path) -> None:
+    """Let ``other`` hold what ``path`` holds now, at every moment one of the two whole; ``path`` stays."""
+    temporary = other.with_name(other.name + ".tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(path, temporary)
+    except OSError:  # a file system without hard links
+        write_atomic(other, path.read_bytes())
+        return
+    os.replace(temporary, other)
+
+
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Atomically write ``value`` as readable JSON."""
     write_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())

@@ -1,12 +1,13 @@
 """Watchmen of a run: they look at numbers only and know no engine.
 
-Three things end a run: a force or energy that is no number, an atom that is thrown further in a step than
-a bond is long, and a temperature that no thermostat would hold. The error names the atom, its element, the
-step and the last good frame.
+What ends a run: a force or energy that is no number, an atom that is thrown further in a step than a bond is
+long, a force beyond any bond's, two atoms closer than any bond, and a temperature that no thermostat would hold.
+The error names the atoms, their elements, the step and the last good frame.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -44,6 +45,46 @@ class GuardError(SimulationError):
         self.atom = atom
 
 
+def closest_pair(
+    positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, within: float
+) -> tuple[int, int, float]:
+    """The two atoms that are closest, and their distance in Å: (0, 0, inf) if none are nearer than ``within``.
+
+    An atom may be closest to an image of itself.
+    """
+    lengths = np.where(pbc, np.diag(cell), 0.0)
+    if np.array_equal(cell[pbc], np.diag(lengths)[pbc]) and (lengths[pbc] > 2 * within).all():
+        return _closest_in_box(positions, lengths, within)
+    import torch
+
+    from egnn_md.neighbors import neighbor_list
+
+    points, box = torch.as_tensor(positions), torch.as_tensor(cell)
+    edges, shifts = neighbor_list(points, box, torch.as_tensor(pbc), within)
+    if edges.shape[1] == 0:
+        return 0, 0, math.inf
+    apart = torch.linalg.vector_norm(points[edges[0]] - points[edges[1]] + shifts.to(points.dtype) @ box, dim=1)
+    place = int(torch.argmin(apart))
+    first, second = sorted((int(edges[0, place]), int(edges[1, place])))
+    return first, second, float(apart[place])
+
+
+def _closest_in_box(positions: np.ndarray, lengths: np.ndarray, within: float) -> tuple[int, int, float]:
+    """The same for a rectangular box: ``lengths`` (3,) in Å, 0 where nothing repeats. A tree, cheaper than a list."""
+    from scipy.spatial import KDTree
+
+    boxes = np.where(lengths > 0, lengths, 1.0)
+    inside = np.where(lengths > 0, positions - np.floor(positions / boxes) * boxes, positions)
+    inside = np.where((lengths > 0) & (inside >= boxes), 0.0, inside)  # rounding, of a tiny negative number
+    pairs = KDTree(inside, boxsize=lengths).query_pairs(within, output_type="ndarray")
+    if not len(pairs):
+        return 0, 0, math.inf
+    vectors = inside[pairs[:, 0]] - inside[pairs[:, 1]]
+    apart = np.linalg.norm(vectors - np.round(vectors / boxes) * lengths, axis=1)
+    place = int(np.argmin(apart))
+    return int(pairs[place, 0]), int(pairs[place, 1]), float(apart[place])
+
+
 @dataclass
 class Guards:
     """Checks of successive instants of one run.
@@ -58,6 +99,9 @@ class Guards:
         max_displacement: Å that an atom may move in one step.
         max_temperature: K; None for 5 times the reference (at least 1,000 K above it), with more room for
             systems of few atoms, whose temperature scatters.
+        max_force: eV/Å on any atom, looked at wherever forces are known.
+        min_distance: Å between any two atoms or images; 0 does not look.
+        pbc: (3,) bool, directions in which distances repeat; None for what ``periodic`` says.
     """
 
     symbols: list[str]
@@ -68,6 +112,9 @@ class Guards:
     reference_temperature: float
     max_displacement: float = MAX_DISPLACEMENT
     max_temperature: float | None = None
+    max_force: float = math.inf
+    min_distance: float = 0.0
+    pbc: np.ndarray | None = None
     _last: Instant | None = field(default=None, repr=False)
     _first_volume: float | None = field(default=None, repr=False)
 
@@ -89,6 +136,8 @@ class Guards:
         self._check_next_step(now)
         if self._last is not None:
             self._check_displacement(self._last, now)
+        self._check_force(now)
+        self._check_distance(now)
         self._check_temperature(now)
         self._check_volume(now)
         self._last = now
@@ -155,6 +204,32 @@ class Guards:
                 f"(limit {self.max_displacement:g} Å beyond thermal motion)",
                 now.step,
                 atom,
+            )
+
+    def _check_force(self, now: Instant) -> None:
+        if now.forces is None:
+            return
+        sizes = np.linalg.norm(now.forces, axis=1)
+        atom = int(np.argmax(sizes))
+        if sizes[atom] > self.max_force:
+            raise GuardError(
+                f"the force on {self.name(atom)} is {sizes[atom]:.3g} eV/Å at step {now.step} "
+                f"(limit {self.max_force:g} eV/Å)",
+                now.step,
+                atom,
+            )
+
+    def _check_distance(self, now: Instant) -> None:
+        if self.min_distance <= 0 or len(now.positions) < 2:
+            return
+        pbc = np.full(3, self.periodic) if self.pbc is None else self.pbc
+        first, second, distance = closest_pair(now.positions, now.cell, pbc, self.min_distance)
+        if distance < self.min_distance:
+            raise GuardError(
+                f"{self.name(first)} and {self.name(second)} are {distance:.3f} Å apart at step {now.step} "
+                f"(limit {self.min_distance:g} Å)",
+                now.step,
+                first,
             )
 
     def _check_temperature(self, now: Instant) -> None:

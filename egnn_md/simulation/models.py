@@ -8,7 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from egnn_md.errors import InputError
+from egnn_md.simulation.hydrogens import HYDROGEN, check_hydrogens
 from egnn_md.simulation.request import MDRequest
 from egnn_md.simulation.structure import Structure
 
@@ -95,9 +98,22 @@ def closing_models() -> Iterator[Callable[[Any], Any]]:
 
 
 def check_model(model: Potential, structure: Structure) -> None:
-    """Raise UnknownElementError if the structure holds an element that the model does not know."""
+    """Refuse what the model was not made for.
+
+    Raises:
+        UnknownElementError: the structure holds an element that the model does not know.
+        InputError: the model knows hydrogen, and residues of the structure have lost theirs.
+    """
     import torch
 
     from egnn_md.models.evaluate import check_elements
 
     check_elements(model, torch.as_tensor(structure.numbers))
+    if HYDROGEN in model.elements:
+        ends = np.searchsorted(structure.residues, np.arange(len(structure.residue_names)), side="right")
+        starts = np.concatenate([[0], ends[:-1]])
+        residues = [
+            (f"{name} {index + 1}", structure.numbers[start:end].tolist())
+            for index, (name, start, end) in enumerate(zip(structure.residue_names, starts, ends, strict=True))
+        ]
+        check_hydrogens(residues, structure.bonds.tolist())

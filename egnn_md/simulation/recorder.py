@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from egnn_md.simulation.request import MDRequest
 from egnn_md.simulation.rundir import Checkpoint, RunDirectory
 from egnn_md.simulation.structure import Structure
 from egnn_md.simulation.trajectory import DCDFormat, ExtxyzFormat, Format, Frame, Trajectory, XTCFormat
+from egnn_md.simulation.uncertainty import COLUMNS as UNCERTAINTY_COLUMNS
+from egnn_md.simulation.uncertainty import UncertaintyWatch
 
 LOG_COLUMNS = (
     "step",
@@ -29,6 +32,7 @@ LOG_COLUMNS = (
     "density_g_cm3",
     "speed_ns_day",
 )
+WATCHED_COLUMNS = (*LOG_COLUMNS[:-1], *UNCERTAINTY_COLUMNS, LOG_COLUMNS[-1])  # of a committee's run
 
 
 def trajectory_format(request: MDRequest, structure: Structure) -> Format:
@@ -58,8 +62,8 @@ class LogRow:
         """Potential plus kinetic energy, eV."""
         return self.potential + self.kinetic
 
-    def to_csv(self) -> bytes:
-        """A line; energies to 1e-9 eV, so that drifts are not rounded away."""
+    def to_csv(self, more: Sequence[str] = ()) -> bytes:
+        """A line, with ``more`` before its last cell; energies to 1e-9 eV, so that drifts are not rounded away."""
 
         def cell(value: float | None, digits: int) -> str:
             return "" if value is None else f"{value:.{digits}f}"
@@ -73,6 +77,7 @@ class LogRow:
             f"{self.temperature:.4f}",
             cell(self.volume, 5),
             cell(self.density, 7),
+            *more,
             "" if self.speed is None else f"{self.speed:.5g}",
         ]
         return (",".join(cells) + "\n").encode()
@@ -81,16 +86,26 @@ class LogRow:
 class Recorder:
     """Writes rows, frames and checkpoints of one run."""
 
-    def __init__(self, run: RunDirectory, request: MDRequest, structure: Structure, resume: Checkpoint | None) -> None:
+    def __init__(
+        self,
+        run: RunDirectory,
+        request: MDRequest,
+        structure: Structure,
+        resume: Checkpoint | None,
+        watch: UncertaintyWatch | None = None,
+        identity: dict[str, Any] | None = None,
+    ) -> None:
         """Open new files, or cut those of a run back to what its checkpoint ``resume`` knows."""
         self.run = run
+        self.watch = watch
+        self.identity = identity or {}
         self.request = request
         self.structure = structure
         form = trajectory_format(request, structure)
         path = run.trajectory(request.trajectory)
         if resume is None:
             self.log = AppendFile(run.log)
-            self.log.append((",".join(LOG_COLUMNS) + "\n").encode())
+            self.log.append((",".join(LOG_COLUMNS if watch is None else WATCHED_COLUMNS) + "\n").encode())
             self.trajectory = Trajectory(path, form)
         else:
             self.log = AppendFile(run.log, keep=resume.log_size)
@@ -115,7 +130,7 @@ class Recorder:
 
     def write_row(self, row: LogRow) -> None:
         """Append to the log."""
-        self.log.append(row.to_csv())
+        self.log.append(row.to_csv(() if self.watch is None else self.watch.cells(row.step)))
 
     def write_frame(self, step: int, seen: Observation) -> None:
         """Append to the trajectory."""
@@ -148,6 +163,7 @@ class Recorder:
                 frames=self.trajectory.frames,
                 seconds=seconds,
                 engine_state=engine_state,
+                identity=self.identity,
             )
         )
 
@@ -193,9 +209,10 @@ def read_log(path: Path) -> dict[str, np.ndarray]:
     if lines and not lines[-1].endswith("\n"):
         lines.pop()
     rows: list[dict[str, Any]] = list(csv.DictReader(lines))
-    if not lines or tuple(lines[0].strip().split(",")) != LOG_COLUMNS:
+    columns = tuple(lines[0].strip().split(",")) if lines else ()
+    if columns not in (LOG_COLUMNS, WATCHED_COLUMNS):
         raise InputError(f"{path} is not the log of a run: its first line should be {','.join(LOG_COLUMNS)}")
     try:
-        return {name: np.array([float(row[name] or "nan") for row in rows]) for name in LOG_COLUMNS}
+        return {name: np.array([float(row[name] or "nan") for row in rows]) for name in columns}
     except (TypeError, ValueError) as error:
         raise InputError(f"{path} is damaged: {error}") from error

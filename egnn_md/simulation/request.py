@@ -15,7 +15,9 @@ class MDRequest(OptionsModel):
 
     noun = "run"
     positional = "structure"
-    changeable = frozenset({"steps", "output", "devices", "implementation"})
+    changeable = frozenset(
+        {"steps", "output", "devices", "implementation", "max_uncertainty", "on_uncertainty"}
+    )
 
     structure: str | None = Field(None, description="structure file; not needed with --continue-from")
     topology: str | None = Field(None, description="file whose residues and bonds replace those of the structure")
@@ -26,7 +28,11 @@ class MDRequest(OptionsModel):
     timestep: float = Field(0.5, gt=0, le=20, description="fs")
     temperature: float = Field(300.0, ge=0, le=1e5, description="K; first velocities and thermostat")
     pressure: float = Field(1.0, ge=-1e6, le=1e7, description="bar; npt only")
-    friction: float = Field(1.0, gt=0, le=1e4, description="1/ps; nvt and npt")
+    thermostat: Literal["langevin", "nose-hoover"] = Field("langevin", description="nvt and npt")
+    friction: float = Field(1.0, gt=0, le=1e4, description="1/ps; langevin")
+    thermostat_time: float = Field(100.0, gt=0, le=1e6, description="fs; nose-hoover, of the chain's motion")
+    constraints: Literal["none", "h-bonds"] = Field("none", description="bonds that keep their length")
+    hydrogen_mass: float | None = Field(None, ge=1, le=10, description="u; bonded heavier atoms give it")
     seed: int = Field(0, ge=0, lt=2**31, description="of velocities, thermostat and barostat")
     platform: str | None = Field(None, description="OpenMM platform: Reference, CPU, CUDA, OpenCL, HIP")
     device: str = Field("cpu", description="torch device of the model: cpu, cuda, cuda:1")
@@ -45,6 +51,12 @@ class MDRequest(OptionsModel):
     checkpoint_interval: int = Field(1000, gt=0, description="steps between checkpoints")
     check_interval: int = Field(10, gt=0, description="steps between looks of the guards")
     max_temperature: float | None = Field(None, gt=0, description="K; above it the run stops as exploded")
+    max_force: float = Field(100.0, gt=0, description="eV/Å; above it the run stops")
+    min_distance: float = Field(0.5, ge=0, le=10, description="Å; atoms closer stop the run; 0 never")
+    drive: Literal["mean", "first"] = Field("mean", description="of a committee: the mean's forces, or one member's")
+    max_uncertainty: float | None = Field(None, ge=0, allow_inf_nan=False, description="eV/Å of a committee's spread")
+    on_uncertainty: Literal["stop", "record"] = Field("stop", description="what a spread above that does")
+    uncertainty_interval: int | None = Field(None, gt=0, description="steps between looks at a committee's spread")
     continue_from: Path | None = Field(None, description="run whose last state is the start of this one")
 
     @model_validator(mode="before")
@@ -72,6 +84,19 @@ class MDRequest(OptionsModel):
             raise ValueError("--implementation belongs to --engine openmm; leave it out with --engine ase")
         if self.devices > 1 and self.engine == "openmm" and self.implementation == "torch":
             raise ValueError("--implementation torch runs on one device; with --devices use --implementation python")
+        if self.ensemble == "nve" and self.thermostat != "langevin":
+            raise ValueError(f"--thermostat {self.thermostat} does not go with --ensemble nve, which has no thermostat")
+        if self.timestep * 10 > self.thermostat_time and self.thermostat == "nose-hoover" and self.ensemble != "nve":
+            raise ValueError(
+                f"--thermostat-time {self.thermostat_time:g} is shorter than ten time steps ({self.timestep:g} fs each)"
+            )
+        # of ASE's integrators only VelocityVerlet and Langevin know RATTLE
+        rattled = self.ensemble == "nve" or (self.ensemble == "nvt" and self.thermostat == "langevin")
+        if self.engine == "ase" and self.constraints != "none" and not rattled:
+            raise ValueError(
+                "--constraints with --engine ase goes with nve, or nvt with --thermostat langevin, not with "
+                f"{self.ensemble} and {self.thermostat}; use --engine openmm"
+            )
         if self.ensemble != "nve" and self.temperature == 0:
             raise ValueError(f"--temperature 0 has no meaning with --ensemble {self.ensemble}; use --ensemble nve")
         return self

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import io
 import json
 import os
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
 from egnn_md.errors import InputError, OutputError
-from egnn_md.simulation.files import write_atomic, write_json, writing
+from egnn_md.simulation.files import keep_as, write_atomic, write_json, writing
 from egnn_md.simulation.request import MDRequest
 
-FORMAT = 1  # of run.json and the checkpoint
+FORMAT = 1  # of run.json
+CHECKPOINT_FORMAT = 2  # since 2 a file ends with the digest of all before it
+SEAL = b"\negnn-md sha256 "
 UPDATE = "update with pip install -U egnn-md"
 
 
@@ -31,6 +34,7 @@ class Checkpoint:
         log_size, trajectory_size, frames: bytes of the two files, and frames, that belong to this moment.
         seconds: wall time that the steps took.
         engine_state: the engine's own state, random numbers included.
+        identity: what the run was begun with and must go on with: digests of model and system, time step, ensemble.
     """
 
     step: int
@@ -42,27 +46,42 @@ class Checkpoint:
     frames: int
     seconds: float
     engine_state: bytes
+    identity: dict[str, Any] = field(default_factory=dict)
 
     def to_bytes(self) -> bytes:
-        """An ``.npz`` without pickles."""
+        """An ``.npz`` without pickles, sealed by a digest."""
         buffer = io.BytesIO()
+        arrays = {k: v for k, v in vars(self).items() if k not in ("engine_state", "identity")}
         np.savez(
             buffer,
-            format=FORMAT,
-            **{name: value for name, value in vars(self).items() if name != "engine_state"},
+            format=CHECKPOINT_FORMAT,
+            **arrays,
             engine_state=np.frombuffer(self.engine_state, dtype=np.uint8),
+            identity=np.array(json.dumps(self.identity)),
         )
-        return buffer.getvalue()
+        return _sealed(buffer.getvalue())
 
     @classmethod
     def load(cls, path: Path) -> Self:
         """Read a checkpoint. Raises InputError if it is damaged or of a newer format."""
         try:
-            with np.load(path, allow_pickle=False) as archive:
-                if int(archive["format"]) > FORMAT:
+            content = path.read_bytes()
+        except OSError as error:
+            raise InputError(f"{path} cannot be read as a checkpoint: {error.strerror or error}") from error
+        inner, sound = _unsealed(content)
+        if sound is False:
+            raise InputError(f"{path} cannot be read as a checkpoint: it was cut short or changed (its digest differs)")
+        try:
+            with np.load(io.BytesIO(inner), allow_pickle=False) as archive:
+                form = int(archive["format"])
+                if form > CHECKPOINT_FORMAT:
                     raise InputError(f"{path} was written by a newer egnn-md; {UPDATE}")
-                values: dict[str, Any] = {name: archive[name] for name in cls.__dataclass_fields__}
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+                if form >= 2 and sound is None:
+                    raise ValueError("the digest at its end is missing")
+                values: dict[str, Any] = {
+                    name: archive[name] for name in cls.__dataclass_fields__ if name != "identity" or form >= 2
+                }
+        except (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"{path} cannot be read as a checkpoint: {error}") from error
@@ -70,22 +89,40 @@ class Checkpoint:
             values[name] = int(values[name])
         values["seconds"] = float(values["seconds"])
         values["engine_state"] = values["engine_state"].tobytes()
+        values["identity"] = json.loads(str(values["identity"])) if "identity" in values else {}
         return cls(**values)
+
+
+def _sealed(content: bytes) -> bytes:
+    return content + SEAL + hashlib.sha256(content).hexdigest().encode()
+
+
+def _unsealed(content: bytes) -> tuple[bytes, bool | None]:
+    """What was sealed, and whether it is unchanged: None for a file without a seal (older, or cut short)."""
+    start = len(content) - len(SEAL) - 64
+    if start < 0 or content[start : start + len(SEAL)] != SEAL:
+        return content, None
+    inner = content[:start]
+    return inner, hashlib.sha256(inner).hexdigest().encode() == content[-64:]
 
 
 class RunDirectory:
     """Paths and records of one run. Making the object touches nothing on disk."""
+
+    command = "egnn-md md"  #: what its user calls to go on
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self.record = self.path / "run.json"
         self.log = self.path / "log.csv"
         self.checkpoint = self.path / "checkpoint.npz"
+        self.previous_checkpoint = self.path / "checkpoint.previous.npz"
         self.structure = self.path / "structure.npz"
         self.topology = self.path / "topology.pdb"
         self.final_pdb = self.path / "final.pdb"
         self.final_extxyz = self.path / "final.extxyz"
         self.failure = self.path / "failure.extxyz"
+        self.uncertain = self.path / "uncertain.extxyz"
         self._lock_path = self.path / "run.lock"
         self._lock: int | None = None
 
@@ -95,8 +132,8 @@ class RunDirectory:
 
     def _own_files(self) -> list[Path]:
         trajectories = [self.trajectory(suffix) for suffix in ("dcd", "xtc", "extxyz")]
-        files = [self.record, self.log, self.checkpoint, self.structure, self.topology]
-        return [*files, self.final_pdb, self.final_extxyz, self.failure, *trajectories]
+        files = [self.record, self.log, self.checkpoint, self.previous_checkpoint, self.structure, self.topology]
+        return [*files, self.final_pdb, self.final_extxyz, self.failure, self.uncertain, *trajectories]
 
     def check_free(self, *, overwrite: bool) -> None:
         """Raise InputError if a new run must not be written here."""
@@ -165,6 +202,11 @@ class RunDirectory:
             raise InputError(f"{self.record} was written by a newer egnn-md; {UPDATE}")
         return record
 
+    def common_request(self) -> MDRequest:
+        """What a report needs to know of a run, also of one that another command made with options of its own."""
+        asked = {name: value for name, value in self.read()["request"].items() if name in MDRequest.model_fields}
+        return MDRequest.parse({**asked, "output": self.path})
+
     def request(self) -> MDRequest:
         """The request of the run that is stored here, with this directory as its output."""
         return MDRequest.parse({**self.read()["request"], "output": self.path})
@@ -185,5 +227,24 @@ class RunDirectory:
             return
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Replace the checkpoint atomically; log and trajectory must be synced before."""
+        """Replace the checkpoint atomically, keeping the one before; log and trajectory must be synced first."""
+        if self.checkpoint.exists():
+            with writing(self.previous_checkpoint):
+                keep_as(self.checkpoint, self.previous_checkpoint)
         write_atomic(self.checkpoint, checkpoint.to_bytes())
+
+    def load_checkpoint(self) -> tuple[Checkpoint, str | None]:
+        """The last checkpoint, or, if that is damaged, the one before it and what is wrong with the last.
+
+        Raises:
+            InputError: neither can be read.
+        """
+        try:
+            return Checkpoint.load(self.checkpoint), None
+        except InputError as error:
+            if not self.previous_checkpoint.exists():
+                raise
+            try:
+                return Checkpoint.load(self.previous_checkpoint), str(error)
+            except InputError as second:
+                raise InputError(f"{error}, and so is the one before it: {second}") from error

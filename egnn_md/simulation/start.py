@@ -12,6 +12,7 @@ import numpy as np
 from rich.console import Console
 
 from egnn_md.errors import InputError
+from egnn_md.simulation.constraints import carried_over, conserves_momentum, constraints_of, with_hydrogen_mass
 from egnn_md.simulation.engine import Engine, EngineError, EngineFactory, Observation
 from egnn_md.simulation.files import write_atomic, writing
 from egnn_md.simulation.guards import GuardError, Guards, Instant
@@ -34,6 +35,30 @@ class Start:
     step: int
     seconds: float
     checkpoint: Checkpoint | None
+    constraints: int
+    identity: dict[str, Any]
+
+
+def identity_of(request: MDRequest, structure: Structure, model: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint belongs to: JSON values, each of which a run that goes on from it must have too."""
+    keys = ("timestep", "ensemble", "thermostat", "constraints", "engine", "seed")
+    return {
+        "model": model.get("digest"),
+        "system": structure.digest,
+        **{key: getattr(request, key) for key in keys},
+    }
+
+
+def check_same_structure(run: RunDirectory, path: str | None) -> None:
+    """Raise InputError if a resumed run is given a STRUCTURE that holds something else than when it began."""
+    if path is None or not Path(path).is_file():
+        return
+    begun = run.read().get("structure_sha256")
+    if begun is not None and begun != file_digest(Path(path)):
+        raise InputError(
+            f"STRUCTURE {path} changed since the run in {run.path} began; leave it out (the run keeps a copy of its "
+            "own), or start a new run in another directory"
+        )
 
 
 def begin(
@@ -68,10 +93,9 @@ def _check_resumable(record: dict[str, Any], request: MDRequest, run: RunDirecto
             f"the run in {run.path} is finished ({done} steps); give more with --steps, "
             f"or start a new one with --continue-from {run.path}"
         )
-    if run.checkpoint.exists() and Checkpoint.load(run.checkpoint).step >= request.steps > 0:
-        step = Checkpoint.load(run.checkpoint).step
-        if record.get("status") == "finished" or step > request.steps:
-            raise InputError(f"--steps {request.steps}, but {run.path} has done {step} steps; give more")
+    step = run.load_checkpoint()[0].step if run.checkpoint.exists() else 0
+    if step > request.steps or (step == request.steps and record.get("status") == "finished"):
+        raise InputError(f"--steps {request.steps}, but {run.path} has done {step} steps; give more")
 
 
 def _check_shape(structure: Structure, request: MDRequest) -> None:
@@ -113,6 +137,7 @@ def _new(
     run.check_free(overwrite=overwrite)
     structure, velocities = _first_structure(request, run)
     _check_shape(structure, request)
+    constraints_of(structure, request)  # whether there is anything to fix, before anything is written
     engine, info = build(structure, request)
     run.create(overwrite=overwrite)
     record = _record(request, info, engine, structure)
@@ -135,12 +160,16 @@ def _new(
         structure = structure.with_state(seen.positions, structure.cell)
     if velocities is None:
         velocities = maxwell_boltzmann(structure.masses, request.temperature, np.random.default_rng(request.seed))
-    elif request.ensemble == "nve":
+    elif conserves_momentum(request):
         velocities = remove_drift(structure.masses, velocities) if len(structure) > 1 else velocities
+    constraints = constraints_of(structure, request)
+    engine.constrain(constraints.pairs, constraints.lengths)
     engine.place(structure.positions, velocities, structure.cell)
+    # as it was before bonds were brought to their lengths, so that a resumed run finds the same lengths
     _write_structure(run, structure)
+    identity = identity_of(request, structure, info)
     run.write({**record, "status": "running"})
-    return Start(engine, structure, 0, 0.0, None)
+    return Start(engine, structure, 0, 0.0, None, len(constraints), identity)
 
 
 def _one_line(details: dict[str, Any]) -> str:
@@ -163,20 +192,22 @@ def _first_structure(request: MDRequest, run: RunDirectory) -> tuple[Structure, 
     given = None if request.structure is None else read_structure(request.structure, request.topology)
     if request.continue_from is None:
         assert given is not None  # MDRequest refuses a request without both
-        return given, None
+        return with_hydrogen_mass(given, request.hydrogen_mass), None
     other = RunDirectory(request.continue_from)
     other.read()
     if other.path.resolve() == run.path.resolve():
         raise InputError("--continue-from and --output name the same directory; did you mean --resume?")
     if not other.checkpoint.exists():
         raise InputError(f"--continue-from {other.path}: this run has no checkpoint yet")
-    structure, checkpoint = Structure.load(other.structure), Checkpoint.load(other.checkpoint)
+    structure, checkpoint = Structure.load(other.structure), other.load_checkpoint()[0]
     if given is not None and not given.same_atoms(structure):
         raise InputError(
             f"STRUCTURE {request.structure} ({given.formula}) differs from the atoms of --continue-from "
             f"{other.path} ({structure.formula}); leave STRUCTURE out"
         )
-    return structure.with_state(checkpoint.positions, checkpoint.cell), checkpoint.velocities
+    heavier = with_hydrogen_mass(structure, request.hydrogen_mass)
+    velocities = carried_over(checkpoint.velocities, structure.masses, heavier.masses)
+    return heavier.with_state(checkpoint.positions, checkpoint.cell), velocities
 
 
 def _minimise(
@@ -228,7 +259,10 @@ def _observe_sound(engine: Engine, structure: Structure, request: MDRequest, run
 def _resume(
     build: EngineFactory, request: MDRequest, run: RunDirectory, record: dict[str, Any], console: Console
 ) -> Start:
-    structure, checkpoint = Structure.load(run.structure), Checkpoint.load(run.checkpoint)
+    structure = Structure.load(run.structure)
+    checkpoint, damage = run.load_checkpoint()
+    if damage is not None:
+        say(console, f"{damage}; going on from the checkpoint before it (step {checkpoint.step})")
     engine, info = build(structure, request)
     old, new = record["model"].get("digest"), info.get("digest")
     if old != new:
@@ -237,6 +271,10 @@ def _resume(
             f"(digest {str(new)[:12]}, was {str(old)[:12]}); restore it, or start "
             f"a new run with --continue-from {run.path}"
         )
+    identity = identity_of(request, structure, info)
+    _check_identity(run, checkpoint, identity, structure)
+    constraints = constraints_of(structure, request)
+    engine.constrain(constraints.pairs, constraints.lengths)
     engine.place(checkpoint.positions, checkpoint.velocities, checkpoint.cell)
     try:
         engine.restore(checkpoint.engine_state)
@@ -261,4 +299,23 @@ def _resume(
             "segments": segments,
         }
     )
-    return Start(engine, structure, checkpoint.step, checkpoint.seconds, checkpoint)
+    return Start(engine, structure, checkpoint.step, checkpoint.seconds, checkpoint, len(constraints), identity)
+
+
+def _check_identity(
+    run: RunDirectory, checkpoint: Checkpoint, identity: dict[str, Any], structure: Structure
+) -> None:
+    """Raise InputError where the checkpoint is of another model, system, time step or ensemble."""
+    for what, value in identity.items():
+        stored = checkpoint.identity.get(what, value)  # those before format 2 do not say
+        if stored != value:
+            short = [str(v)[:12] for v in (stored, value)]
+            raise InputError(
+                f"{run.checkpoint} was written with another {what} ({short[0]}) than run.json and structure.npz say "
+                f"({short[1]}): files of another run, or a run.json that was edited; bring the right ones back"
+            )
+    if checkpoint.positions.shape != structure.positions.shape:
+        raise InputError(
+            f"{run.checkpoint} holds {len(checkpoint.positions)} atoms, but {run.structure} {len(structure)}; "
+            "they belong to different runs"
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import zipfile
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -79,6 +80,12 @@ class Structure:
     def molecules(self) -> Molecules:
         """Connected atoms by the bonds."""
         return Molecules.from_bonds(self.bonds, self.positions, self.box)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of who is who: elements in their order, masses and directions that repeat."""
+        parts = (self.numbers.astype("<i8"), self.masses.astype("<f8"), self.pbc.astype("u1"))
+        return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()
 
     def validate(self) -> Structure:
         """Return self after checking shapes, bonds against positions, and the geometry.

@@ -23,6 +23,7 @@ from torch import nn
 from egnn_md.checkpoint import ModelCard, load_model, model_digest, save_model
 from egnn_md.distributed.session import versions
 from egnn_md.errors import ConfigError
+from egnn_md.simulation.files import write_atomic
 from egnn_md.training.callbacks import CHECKPOINT_NAME, Bookkeeper, Measurements, ProgressReport, StopOnSignals
 from egnn_md.training.config import RUNTIME_KEYS, RunConfig
 from egnn_md.training.module import STATE_KEY, STATE_VERSION, TrainingModule
@@ -101,9 +102,8 @@ def prepare_directory(
     if not ranks.writes:
         return
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "config.yaml").write_text(
-        yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    )
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    write_atomic(directory / "config.yaml", text.encode())
 
 
 def find_checkpoint(config: RunConfig, resume: bool) -> dict[str, Any] | None:
@@ -169,7 +169,7 @@ def fit(task: TrainingTask, state: dict[str, Any] | None, console: Console) -> T
     if not ranks.writes:
         return TrainResult(directory, steps, True, None, errors)
     save_model(final, directory / MODEL_NAME, task.card(errors, steps))
-    (directory / "errors.json").write_text(json.dumps(errors, indent=1) + "\n")
+    write_atomic(directory / "errors.json", (json.dumps(errors, indent=1) + "\n").encode())
     summary = [f"{part}: {task.summarise(values)}" for part, values in errors.items()]
     return TrainResult(directory, steps, True, directory / MODEL_NAME, errors, summary)
 

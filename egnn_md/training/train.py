@@ -176,6 +176,7 @@ def make_card(
             "structures": len(data.train),
             "valid_digest": data.valid.digest(),
             "valid_structures": len(data.valid),
+            "charges": data.train.charges(),
             "statistics": statistics.as_dict(),
         },
         measured={**measured, "steps": steps, "config": config.model_dump(mode="json")},

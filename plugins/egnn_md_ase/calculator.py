@@ -19,6 +19,8 @@ from egnn_md.errors import InputError, SimulationError
 from egnn_md.graph import COINCIDENT, ParticleGraph, check_structure
 from egnn_md.kernels import accelerate
 from egnn_md.models.base import Potential
+from egnn_md.models.charges import check_charge_of
+from egnn_md.models.committee import CommitteePotential, Spread, evaluate_spread, require_committee
 from egnn_md.models.cuda_graphs import CudaGraphEvaluator
 from egnn_md.models.evaluate import EvaluatesItself, check_elements, evaluate
 from egnn_md.neighbors import VerletList, VerletStatistics, neighbor_list
@@ -26,6 +28,9 @@ from egnn_md.neighbors.frame import Frame
 from egnn_md.neighbors.verlet import check_skin
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
+DRIVES = ("mean", "first")
+SPREADS = ("energy_std", "energy_std_per_atom", "force_std")
+SPREAD_INTERVAL = 20  # evaluations
 _FURTHEST = 1e8  # Å; so far from the origin even float64 knows positions to 1e-8 Å only
 
 
@@ -39,6 +44,10 @@ class FastEGNNCalculator(Calculator):
     Energy and forces come from one pass, and what was asked for once is computed from then on together with
     the rest, so that a barostat or a cell filter pays for one pass a step, not for two.
 
+    Of a committee ``results`` also hold ``energy_std`` (eV), ``energy_std_per_atom`` (eV) and ``force_std`` (N,), eV/Å:
+    how far its members are apart (:mod:`egnn_md.models.committee`). Where they are not there,
+    ``calc.get_property("force_std", atoms)`` computes them for the structure at hand and leaves its forces as they are.
+
     Args:
         model: name of an installed model, path of a model file, or a potential (copied: later changes of
             yours, such as more training, do not reach the calculator). A
@@ -49,14 +58,16 @@ class FastEGNNCalculator(Calculator):
             before they are rounded, so atoms that diffused far keep their precision.
         skin: Å; the neighbour list is made for the cutoff plus this, and again when motion has used it up. ``auto``
             finds the cheapest while the atoms move (``neighbor_statistics.skin``). Results do not depend on it.
-        backend: of the neighbour list; see :func:`egnn_md.neighbors.neighbor_list`.
-        kernels: ``auto``, ``fused`` or ``plain``; see :func:`egnn_md.kernels.accelerate`.
+        backend, kernels: see :func:`egnn_md.neighbors.neighbor_list` and :func:`egnn_md.kernels.accelerate`.
         cuda_graphs: replay energy and forces from a captured CUDA graph. Where none can be captured a CudaGraphWarning
             says why, once, and evaluation goes on without. Off unless asked for: it has not run on a GPU yet.
+        drive: of a committee, whose energy and forces are given: ``mean``, or ``first``: one member's, at its cost.
+        uncertainty_interval: of a committee, evaluations from one with the spread to the next; 0 for only when asked.
+            None: with the mean's forces always, because they come from the same passes; with one member's every 20th.
 
     Raises:
-        InputError: a device that is not there, an unknown dtype or backend, a negative skin, a network that
-            is not a potential; on evaluation: positions that are not finite, coincident atoms, a flat cell.
+        InputError: a device that is not there, an unknown dtype or backend, a negative skin, a network that is not a
+            potential; on evaluation: positions that are not finite, coincident atoms, a flat cell, an unknown charge.
         UnknownElementError: on evaluation, an element that the model was not trained on.
         ModelFileError: the model file is missing or broken.
         SimulationError: the model's answer is not a number; the atom is named.
@@ -76,6 +87,8 @@ class FastEGNNCalculator(Calculator):
         backend: str = "vesin",
         kernels: str = "auto",
         cuda_graphs: bool = False,
+        drive: str = "mean",
+        uncertainty_interval: int | None = None,
     ) -> None:
         super().__init__()
         self.dtype = _dtype(dtype)
@@ -89,18 +102,39 @@ class FastEGNNCalculator(Calculator):
             self.dtype = model.dtype
         else:
             self.model = accelerate(_potential(model, self.device, self.dtype), kernels)
+        self._committee = self._take_committee(drive, uncertainty_interval)
         self._graphs = CudaGraphEvaluator(self.model) if cuda_graphs else None
         name = str(model) if isinstance(model, (str, Path)) else type(model).__name__
         self.parameters.update(
             model=name, device=str(self.device), dtype=str(self.dtype).removeprefix("torch."),
             skin=skin if skin == "auto" else float(skin), backend=backend, kernels=kernels,
-            cuda_graphs=bool(cuda_graphs),
+            cuda_graphs=bool(cuda_graphs), drive=drive, uncertainty_interval=uncertainty_interval,
         )  # fmt: skip
         self._neighbors = VerletList(self.model.cutoff, skin, backend, dtype=self.dtype)
         self._frame = Frame()
         self._numbers = np.zeros(0, dtype=int)
         self._species = self._batch = torch.zeros(0, dtype=torch.long, device=self.device)
         self._wanted: set[str] = set()
+        self._evaluations = 0
+
+    def _take_committee(self, drive: str, interval: int | None) -> CommitteePotential | None:
+        """The committee if the model is one; from then on ``model`` is what drives."""
+        if drive not in DRIVES:
+            raise InputError(f"drive must be one of {', '.join(DRIVES)}, not {drive!r}")
+        if interval is not None and interval < 0:
+            raise InputError(f"uncertainty_interval must not be negative (0: only when asked), not {interval}")
+        self._mean = drive == "mean"
+        self._interval = interval if interval is not None else 1 if self._mean else SPREAD_INTERVAL
+        if not isinstance(self.model, CommitteePotential):
+            if not self._mean or interval:
+                require_committee(self.model)
+            return None
+        committee = self.model
+        self.implemented_properties = [*type(self).implemented_properties, *SPREADS]
+        if not self._mean:
+            self.model = committee.members[0]
+            self.model.card = getattr(committee, "card", None)
+        return committee
 
     @property
     def neighbor_statistics(self) -> VerletStatistics:
@@ -170,12 +204,25 @@ class FastEGNNCalculator(Calculator):
             raise PropertyNotImplementedError(
                 f"stress needs a cell that is periodic in three directions, not pbc = {atoms.pbc.tolist()}"
             )
+        asked = bool(set(properties) & set(SPREADS))
+        if asked and not system_changes and "energy" in self.results and set(properties) <= {*self.results, *SPREADS}:
+            self.results.update(self._spread(atoms))  # energy and forces stay as they are, to the last bit
+            return
         # Results of another structure must not survive, whatever goes wrong below.
         self.results = {}
         super().calculate(atoms, properties, list(system_changes))
         self._wanted |= set(properties) & {"forces", "stress"}
         stress = full and "stress" in self._wanted
-        self.results = self._empty(full) if len(atoms) == 0 else self._evaluate(atoms, stress)
+        check_charge_of(atoms, self.model)
+        if len(atoms) == 0:
+            self.results = self._empty(full, spread=self._committee is not None)
+            return
+        due = self._interval > 0 and self._evaluations % self._interval == 0
+        self._evaluations += 1
+        if self._committee is not None and (asked or due):
+            self.results = self._evaluate_members(atoms, stress)
+        else:
+            self.results = self._evaluate(atoms, stress)
 
     def _evaluate(self, atoms: Atoms, stress: bool) -> dict[str, Any]:
         forces = bool(self._wanted)  # a Monte Carlo run that never asks for forces pays for none
@@ -204,14 +251,45 @@ class FastEGNNCalculator(Calculator):
             results["stress"] = full_3x3_to_voigt_6_stress(_plain(answer["stress"])[0])
         return results
 
-    @staticmethod
-    def _empty(full: bool) -> dict[str, Any]:
-        results: dict[str, Any] = {
-            "energy": 0.0,
-            "free_energy": 0.0,
-            "energies": np.zeros(0),
-            "forces": np.zeros((0, 3)),
+    def _evaluate_members(self, atoms: Atoms, stress: bool) -> dict[str, Any]:
+        """Results with the spread. The mean's energy and forces come out of the members' own."""
+        if not self._mean:
+            return {**self._evaluate(atoms, stress), **self._spread(atoms)}
+        spread = self._ask_members(atoms, stress)
+        energy = float(spread.energy[0])
+        results = {
+            "energy": energy,
+            "free_energy": energy,
+            "energies": _plain(spread.energies),
+            "forces": _plain(spread.forces),
+            **self._deviations(spread),
         }
+        _refuse_nan(results["energies"], "energy", "eV", atoms)
+        _refuse_nan(results["forces"], "force", "eV/Å", atoms)
+        if spread.stress is not None:
+            results["stress"] = full_3x3_to_voigt_6_stress(_plain(spread.stress)[0])
+        return results
+
+    def _spread(self, atoms: Atoms) -> dict[str, Any]:
+        return self._deviations(self._ask_members(atoms, False))
+
+    def _ask_members(self, atoms: Atoms, stress: bool) -> Spread:
+        return evaluate_spread(require_committee(self._committee), self._graph(atoms), stress=stress)
+
+    @staticmethod
+    def _deviations(spread: Spread) -> dict[str, Any]:
+        return {
+            "energy_std": float(spread.energy_std[0]),
+            "energy_std_per_atom": float(spread.energy_std_per_atom[0]),
+            "force_std": _plain(spread.force_std),
+        }
+
+    @staticmethod
+    def _empty(full: bool, spread: bool = False) -> dict[str, Any]:
+        results: dict[str, Any] = {"energy": 0.0, "free_energy": 0.0}
+        results |= {"energies": np.zeros(0), "forces": np.zeros((0, 3))}
+        if spread:
+            results |= {"energy_std": 0.0, "energy_std_per_atom": 0.0, "force_std": np.zeros(0)}
         return results | ({"stress": np.zeros(6)} if full else {})
 
     def _graph(self, atoms: Atoms) -> ParticleGraph:

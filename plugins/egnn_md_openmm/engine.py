@@ -1,8 +1,8 @@
 """The engine ``openmm`` of ``egnn-md md``: OpenMM's integrators and barostat around one potential.
 
 nve: velocity Verlet, so that stored positions and velocities belong to the same time (OpenMM's own
-``VerletIntegrator`` keeps velocities half a step behind). nvt and npt: ``LangevinMiddleIntegrator``; npt adds
-the Monte Carlo barostat, which moves molecules as wholes.
+``VerletIntegrator`` keeps velocities half a step behind). nvt and npt: ``LangevinMiddleIntegrator``, or
+``NoseHooverIntegrator``; npt adds the Monte Carlo barostat, which moves molecules as wholes.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from egnn_md.simulation.models import check_model, closing_models, open_model
 from egnn_md.simulation.request import MDRequest
 from egnn_md.simulation.rundir import RunDirectory
 from egnn_md.simulation.structure import Structure
+from egnn_md.simulation.uncertainty import UncertaintyWatch, watched
 from egnn_md.units import KJ_PER_MOL_PER_EV
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 ANGSTROM_PER_NM = 10.0
 FS_PER_PS = 1000.0
 MINIMIZE_STRETCH = 25  # iterations of the minimiser between looks at signals and forces
+CONSTRAINT_TOLERANCE = 1e-6  # relative
 BAROSTAT_INTERVAL = 25  # steps between attempted changes of the volume
 
 
@@ -61,15 +63,39 @@ def openmm_topology(structure: Structure, *, bonds: bool = True) -> app.Topology
     return topology
 
 
-def velocity_verlet(timestep: float) -> openmm.CustomIntegrator:
-    """Velocity Verlet with a time step in ps; one evaluation of the forces a step."""
+def velocity_verlet(timestep: float, *, constrained: bool = False) -> openmm.CustomIntegrator:
+    """Velocity Verlet with a time step in ps, RATTLE if ``constrained``; one evaluation of the forces a step."""
     import openmm
 
     integrator = openmm.CustomIntegrator(timestep)
     integrator.addUpdateContextState()
     integrator.addComputePerDof("v", "v + 0.5*dt*f/m")
+    if not constrained:
+        integrator.addComputePerDof("x", "x + dt*v")
+        integrator.addComputePerDof("v", "v + 0.5*dt*f/m")
+        return integrator
+    integrator.addPerDofVariable("free", 0)  # where the atoms would be without constraints
     integrator.addComputePerDof("x", "x + dt*v")
-    integrator.addComputePerDof("v", "v + 0.5*dt*f/m")
+    integrator.addComputePerDof("free", "x")
+    integrator.addConstrainPositions()
+    integrator.addComputePerDof("v", "v + 0.5*dt*f/m + (x - free)/dt")
+    integrator.addConstrainVelocities()
+    return integrator
+
+
+def make_integrator(request: MDRequest) -> openmm.Integrator:
+    """The integrator that ``request`` asks for."""
+    import openmm
+
+    timestep = request.timestep / FS_PER_PS
+    if request.ensemble == "nve":
+        integrator: Any = velocity_verlet(timestep, constrained=request.constraints != "none")
+    elif request.thermostat == "nose-hoover":
+        integrator = openmm.NoseHooverIntegrator(request.temperature, FS_PER_PS / request.thermostat_time, timestep)
+    else:
+        integrator = openmm.LangevinMiddleIntegrator(request.temperature, request.friction, timestep)
+        integrator.setRandomNumberSeed(request.seed + 1)
+    integrator.setConstraintTolerance(CONSTRAINT_TOLERANCE)
     return integrator
 
 
@@ -80,6 +106,7 @@ class OpenMMEngine:
         import openmm
 
         self.request = request
+        self.watch: UncertaintyWatch | None = None
         self._callback = callback
         for index, mass in enumerate(structure.masses.tolist()):
             system.setParticleMass(index, mass)
@@ -90,12 +117,11 @@ class OpenMMEngine:
             self._barostat = openmm.MonteCarloBarostat(request.pressure, request.temperature, interval)
             self._barostat.setRandomNumberSeed(request.seed + 1)
             system.addForce(self._barostat)
-        timestep = request.timestep / FS_PER_PS
-        if request.ensemble == "nve":
-            self.integrator = velocity_verlet(timestep)
-        else:
-            self.integrator = openmm.LangevinMiddleIntegrator(request.temperature, request.friction, timestep)
-            self.integrator.setRandomNumberSeed(request.seed + 1)
+        if request.ensemble != "nve" and request.thermostat == "nose-hoover" and system.getNumParticles() > 1:
+            # it tells the integrator, too, that the momentum is no degree of freedom of the temperature
+            system.addForce(openmm.CMMotionRemover())
+        self._system = system
+        self.integrator = make_integrator(request)
         platform = choose_platform(request)
         with _faults():
             self.context = openmm.Context(system, self.integrator, platform, platform_properties(request, platform))
@@ -105,11 +131,6 @@ class OpenMMEngine:
         """JSON values for the run record."""
         import openmm
 
-        integrators = {
-            "nve": "velocity Verlet",
-            "nvt": "LangevinMiddleIntegrator",
-            "npt": "LangevinMiddleIntegrator, MonteCarloBarostat",
-        }
         platform = self.context.getPlatform()
         names = set(platform.getPropertyNames()) & {"Precision", "Threads", "DeviceName", "DeviceIndex"}
         return {
@@ -117,11 +138,17 @@ class OpenMMEngine:
             "version": openmm.__version__,
             "platform": self.platform,
             "platform_properties": {n: platform.getPropertyValue(self.context, n) for n in sorted(names)},
-            "integrator": integrators[self.request.ensemble],
+            "integrator": self._integrator_name(),
             "force": "TorchForce" if self.request.implementation == "torch" else "PythonForce",
             "device": self.request.device,
             "precision": self.request.dtype,
         }
+
+    def _integrator_name(self) -> str:
+        if self.request.ensemble == "nve":
+            return "velocity Verlet"
+        barostat = "" if self._barostat is None else ", MonteCarloBarostat"
+        return type(self.integrator).__name__ + barostat
 
     def minimize(self, steps: int, force: float, stop: Callable[[], bool]) -> int:
         """L-BFGS; see the protocol. Iterations are counted by stretches, the last of which may be shorter."""
@@ -144,12 +171,24 @@ class OpenMMEngine:
                 openmm.LocalEnergyMinimizer.minimize(self.context, tolerance, stretch)
             done += stretch
 
+    def constrain(self, pairs: np.ndarray, lengths: np.ndarray) -> None:
+        """SHAKE or its like by the platform; see the protocol."""
+        if not len(pairs):
+            return
+        for (first, second), length in zip(pairs.tolist(), lengths.tolist(), strict=True):
+            self._system.addConstraint(first, second, length / ANGSTROM_PER_NM)
+        with _faults():
+            self.context.reinitialize()
+
     def place(self, positions: np.ndarray, velocities: np.ndarray, cell: np.ndarray) -> None:
-        """Set the state."""
+        """Set the state, brought onto the constraints."""
         if np.any(cell):
             self.context.setPeriodicBoxVectors(*(cell / ANGSTROM_PER_NM).tolist())
         self.context.setPositions(positions / ANGSTROM_PER_NM)
         self.context.setVelocities(velocities / ANGSTROM_PER_NM * FS_PER_PS)
+        if self._system.getNumConstraints():
+            self.context.applyConstraints(CONSTRAINT_TOLERANCE)
+            self.context.applyVelocityConstraints(CONSTRAINT_TOLERANCE)
 
     def step(self, count: int) -> None:
         """Advance. Raises EngineError where OpenMM or the model refuses."""
@@ -293,6 +332,7 @@ def run_md(
         choose_platform(request)
         potential, description = open_model(request, model)
         check_model(note(potential) if model is None else potential, structure)
+        potential, watch = watched(potential, structure, request)
         system = create_system(
             openmm_topology(structure),
             potential,
@@ -302,9 +342,9 @@ def run_md(
             device=request.device,
             remove_cm_motion=False,  # it would act as a hidden thermostat on what conserves momentum anyway
         )
-        callbacks = [getattr(force, "callback", None) for force in system.getForces()]
-        callback = next((c for c in callbacks if c is not None), None)
-        return OpenMMEngine(structure, request, system, callback), description
+        engine = OpenMMEngine(structure, request, system, next(iter(system.callbacks), None))
+        engine.watch = watch
+        return engine, description
 
     with closing_models() as note:
         return drive(build, request, run, options or DriveOptions())

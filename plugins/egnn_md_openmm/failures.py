@@ -1,8 +1,13 @@
-"""What went wrong inside a force: OpenMM passes on a bare text, here is the error behind it."""
+"""What went wrong inside a force: OpenMM passes on a bare text, here is the error behind it.
+
+A script that knows nothing of this module still reads the Python traceback, since it is part of the text that OpenMM
+passes on.
+"""
 
 from __future__ import annotations
 
 import re
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,6 +20,12 @@ def remember(error: Exception | None) -> None:
     """Keep the error that a callback is about to raise into OpenMM (None forgets it)."""
     global _last
     _last = error
+
+
+def with_traceback(error: Exception) -> Exception:
+    """The error to raise into OpenMM in the place of ``error``: its message, and below that its Python traceback."""
+    trace = "".join(traceback.format_exception(error)).rstrip()
+    return RuntimeError(f"{error}\n\nPython traceback of what failed inside the force:\n{trace}")
 
 
 def last_error() -> Exception | None:

@@ -20,8 +20,9 @@ from egnn_md.models import Potential, evaluate
 from egnn_md.models.evaluate import EvaluatesItself
 from egnn_md.neighbors import VerletList
 from egnn_md.units import KJ_PER_MOL_PER_EV, length_in_angstrom
-from egnn_md_openmm.failures import remember
+from egnn_md_openmm.failures import remember, with_traceback
 from egnn_md_openmm.payload import model_from_bytes, model_to_bytes
+from egnn_md_openmm.whole import Whole
 
 if TYPE_CHECKING:
     import openmm
@@ -43,6 +44,8 @@ class PotentialCallback:
         dtype: floating type of the model.
         skin: of the Verlet list, Å, or ``auto`` (``neighbors.statistics.skin`` tells what was found).
         kernels: ``auto``, ``fused`` or ``plain``; see :func:`egnn_md.kernels.accelerate`.
+        molecule: of a molecule that lies in a periodic box and sees no images of itself: the tree of its bonds
+            (:func:`egnn_md_openmm.whole.bond_tree`), along which it is made whole at every call.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class PotentialCallback:
         dtype: torch.dtype | str = torch.float32,
         skin: float | str = "auto",
         kernels: str = "auto",
+        molecule: Sequence[int] | None = None,
     ) -> None:
         self.dtype = resolve_dtype(dtype)
         self.device = _usable(device)
@@ -65,6 +69,7 @@ class PotentialCallback:
         self.numbers = [int(z) for z in numbers]
         self.atoms = None if atoms is None else [int(i) for i in atoms]
         self.periodic = bool(periodic)
+        self.whole = None if molecule is None else Whole(molecule)
         self.neighbors = VerletList(model.cutoff, skin, dtype=self.dtype)
         self.calls = 0
         self.last_error: Exception | None = None
@@ -75,7 +80,7 @@ class PotentialCallback:
         self._cell = torch.zeros(3, 3, dtype=torch.float64, device=self.device)
         self._box = np.zeros((3, 3))  # Å, what ``_cell`` was made of
 
-    def __reduce__(self) -> tuple[Callable[..., PotentialCallback], tuple[Any, ...]]:
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         if isinstance(self.model, EvaluatesItself):
             raise InputError(
                 f"a PythonForce with a {type(self.model).__name__} cannot be serialised: its ranks are processes of "
@@ -90,6 +95,7 @@ class PotentialCallback:
             "dtype": str(self.dtype).removeprefix("torch."),
             "skin": "auto" if self.neighbors.tuned else self.neighbors.skin,
             "kernels": self.kernels,
+            "molecule": None if self.whole is None else self.whole.jumps[0].tolist(),
         }
         return _restore, (self._stored, self.numbers, options)
 
@@ -105,14 +111,14 @@ class PotentialCallback:
             self.calls += 1
             positions = state.getPositions(asNumpy=True).value_in_unit(unit.nanometer)
             box = None
-            if self.periodic:
+            if self.periodic or self.whole is not None:
                 box = state.getPeriodicBoxVectors(asNumpy=True).value_in_unit(unit.nanometer)
             return self.compute(np.asarray(positions), box)
         except Exception as error:
-            # OpenMM passes on the text alone; readable_errors() finds the rest here
+            # OpenMM passes on the text alone; readable_errors() finds the error itself here
             self.last_error = error
             remember(error)
-            raise
+            raise with_traceback(error) from error
 
     def compute(self, positions: np.ndarray, box: np.ndarray | None) -> tuple[float, np.ndarray]:
         """Energy (kJ/mol) and forces (kJ/mol/nm) from positions (particles, 3) and box (3, 3), nm."""
@@ -122,6 +128,9 @@ class PotentialCallback:
         # a multiplication copies: OpenMM's array is its own
         x = torch.from_numpy(chosen * ANGSTROM_PER_NM).to(self.device, torch.float64)
         self._refuse_broken(x, "position", "Å")
+        if self.whole is not None and box is not None:
+            lattice = torch.from_numpy(np.asarray(box) * ANGSTROM_PER_NM)
+            x, box = self.whole(x.cpu(), lattice).to(self.device), None
         cell = self._take_box(box)
         if isinstance(self.model, EvaluatesItself):
             result = self.model.evaluate_structure(x, self._species, cell, self._pbc)
@@ -198,7 +207,32 @@ def _usable(device: str | torch.device) -> torch.device:
     return found
 
 
-def _restore(stored: dict[str, Any], numbers: list[int], options: dict[str, Any]) -> PotentialCallback:
+class RefusedCallback:
+    """In the place of a callback that could not be read: raises the reason whenever it is asked.
+
+    An exception while OpenMM reads a pickle ends the process, so the reason has to wait.
+    """
+
+    def __init__(self, reason: Exception) -> None:
+        self.reason = reason
+
+    def __call__(self, state: openmm.State) -> tuple[float, np.ndarray]:
+        """Raise the reason."""
+        remember(self.reason)
+        raise with_traceback(self.reason) from self.reason
+
+
+def _restore(
+    stored: dict[str, Any], numbers: list[int], options: dict[str, Any]
+) -> PotentialCallback | RefusedCallback:
+    try:
+        return _read(stored, numbers, options)
+    except Exception as error:  # whatever it is, load_system raises it, and else the first evaluation
+        remember(error)
+        return RefusedCallback(error)
+
+
+def _read(stored: dict[str, Any], numbers: list[int], options: dict[str, Any]) -> PotentialCallback:
     model = model_from_bytes(stored, DTYPES[options["dtype"]])
     callback = PotentialCallback(model, numbers, **options)
     callback._stored = stored

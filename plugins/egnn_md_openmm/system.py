@@ -15,6 +15,7 @@ from egnn_md_openmm.topology import (
     check_artefact,
     check_atoms,
     choose_atoms,
+    molecule_tree,
     resolve_periodic,
 )
 
@@ -85,6 +86,7 @@ def add_potential(
     dtype: str | torch.dtype | None = None,
     device: str = "cpu",
     skin: float | str = "auto",
+    molecule: bool = False,
 ) -> openmm.Force:
     """Add a potential to an OpenMM system as one force.
 
@@ -105,6 +107,8 @@ def add_potential(
         device: of the ``python`` implementation; a TorchForce computes where its platform does.
         skin: of the neighbour list, Å: it is made for the cutoff plus this, and again when motion has used it up.
             ``auto`` finds the cheapest while the system moves. Results do not depend on it. An artefact has its own.
+        molecule: the atoms are one molecule, which the model sees as an open system although there is a box: made
+            whole along the topology's bonds wherever it lies, and without images. Goes with ``periodic`` None or False.
 
     Returns:
         The added force, owned by the system. A PythonForce's callback is its attribute ``callback``.
@@ -112,7 +116,8 @@ def add_potential(
     Raises:
         ExportError: an artefact made for other atoms, units or boundaries; scripted and eager disagree.
         UnknownElementError: an atom whose element the model was not trained on.
-        InputError: an atom without an element, a virtual site, an impossible subset, a missing box.
+        InputError: an atom without an element, a virtual site, an impossible subset, a missing box; ``molecule`` for
+            atoms that the topology's bonds do not connect.
         ModelFileError: the model cannot be read.
         MissingDependencyError: OpenMM or its plugin is not installed.
     """
@@ -125,6 +130,11 @@ def add_potential(
     check_atoms(system, topology, chosen)
     repeats = resolve_periodic(system, topology, periodic)
     source = resolve_model(model)
+    boxed = repeats or resolve_periodic(system, topology, None)
+    if molecule:
+        if periodic:
+            raise InputError("molecule=True means a molecule without images; leave periodic=True out")
+        repeats = False
     if source.info is not None:
         check_artefact(source.info, source.path, topology, chosen, repeats)
         if dtype is not None and str(dtype).removeprefix("torch.") != source.info.dtype:
@@ -137,12 +147,18 @@ def add_potential(
         numbers = atomic_numbers(topology)
         where = range(len(numbers)) if chosen is None else chosen
         check_known(source.potential, [numbers[i] for i in where], list(where))  # type: ignore[arg-type]
+    tree = None
+    if molecule and boxed:
+        tree = molecule_tree(topology, chosen if source.info is None else source.info.atoms)
     build = _torch_force if implementation == "torch" else _python_force
-    force = build(source, topology, chosen, repeats, dtype=dtype or "float32", device=device, skin=skin)
+    force = build(source, topology, chosen, repeats, dtype=dtype or "float32", device=device, skin=skin, tree=tree)
     force.setName("FastEGNN")
     force.setForceGroup(force_group)
-    force.setUsesPeriodicBoundaryConditions(repeats)
+    force.setUsesPeriodicBoundaryConditions(repeats or tree is not None)
     system.addForce(force)
+    # what OpenMM hands out later is another Python object for the same force, without attributes
+    added = [force.callback] if hasattr(force, "callback") else []
+    system.callbacks = [*getattr(system, "callbacks", []), *added]
     return force
 
 
@@ -155,6 +171,7 @@ def _torch_force(
     dtype: str | torch.dtype,
     device: str,
     skin: float | str,
+    tree: list[int] | None = None,
 ) -> openmm.Force:
     from egnn_md.models.evaluate import EvaluatesItself
 
@@ -165,11 +182,14 @@ def _torch_force(
         )
     openmmtorch = import_openmmtorch()
     from egnn_md.export import export_torchscript, load_module
-    from egnn_md.export.torchscript import quiet_torchscript
+    from egnn_md.export.torchscript import quiet_torchscript, script
+    from egnn_md_openmm.whole import WholeArtefact
 
     def wrap(path: Path) -> openmm.Force:
         # the module, not the path: a system that is serialised must not depend on a file elsewhere
         module = load_module(path)
+        if tree is not None:
+            module = script(WholeArtefact(module, tree))
         # the plugin saves the module through Python, where a warning turned into an error ends the process
         with quiet_torchscript():
             return openmmtorch.TorchForce(module)
@@ -200,6 +220,7 @@ def _python_force(
     dtype: str | torch.dtype,
     device: str,
     skin: float | str,
+    tree: list[int] | None = None,
 ) -> openmm.Force:
     force_class = python_force_class()
     from egnn_md.export import load_module
@@ -211,7 +232,10 @@ def _python_force(
     model: Any
     if source.info is not None and source.path is not None:
         info = source.info
-        model = ScriptedPotential(load_module(source.path).potential, info.cutoff, [], long_range=info.long_range)
+        inner = load_module(source.path).potential
+        model = ScriptedPotential(
+            inner, info.cutoff, [], long_range=info.long_range, needs_cell=getattr(inner, "needs_cell", False)
+        )
         atoms, numbers, kind = info.atoms, info.numbers, resolve_dtype(info.dtype)
     else:
         everyone = atomic_numbers(topology)
@@ -220,7 +244,9 @@ def _python_force(
         model = source.potential
         if not isinstance(model, EvaluatesItself):
             model = prepare(model, kind)
-    callback = PotentialCallback(model, numbers, atoms=atoms, periodic=periodic, device=device, dtype=kind, skin=skin)
+    callback = PotentialCallback(
+        model, numbers, atoms=atoms, periodic=periodic, device=device, dtype=kind, skin=skin, molecule=tree
+    )
     force = force_class(callback)
     force.callback = callback
     return force
@@ -299,8 +325,12 @@ def load_system(source: str | Path) -> openmm.System:
 
     Raises:
         InputError: not a file and not XML, or XML that is no system.
+        ModelFileError: a model inside was changed after it was written.
         MissingDependencyError: the system holds a TorchForce and its plugin is not installed.
     """
+    from egnn_md_openmm.failures import last_error, remember
+    from egnn_md_openmm.payload import check_torch_forces
+
     openmm = import_openmm()
     text = str(source)
     if not text.lstrip().startswith("<"):
@@ -310,10 +340,15 @@ def load_system(source: str | Path) -> openmm.System:
         text = path.read_text()
     if 'type="TorchForce"' in text:
         import_openmmtorch()
+        check_torch_forces(text)
+    remember(None)
     try:
         system = openmm.XmlSerializer.deserialize(text)
     except (openmm.OpenMMException, ValueError) as error:
         raise InputError(f"this is not the XML of an OpenMM system: {error}") from error
+    refused = last_error()
+    if refused is not None:
+        raise refused
     if not isinstance(system, openmm.System):
         raise InputError(f"the XML describes a {type(system).__name__}, not an openmm.System")
     return system

@@ -93,6 +93,24 @@ def resolve_periodic(system: openmm.System, topology: app.Topology, periodic: bo
     return bool(periodic)
 
 
+def molecule_tree(topology: app.Topology, atoms: Sequence[int] | None) -> list[int]:
+    """The bonds of a molecule as :class:`egnn_md_openmm.whole.Whole` wants them; None means all atoms.
+
+    Raises:
+        InputError: the topology's bonds do not connect the atoms.
+    """
+    from egnn_md_openmm.whole import bond_tree
+
+    chosen = list(range(topology.getNumAtoms())) if atoms is None else list(atoms)
+    tree = bond_tree(chosen, ((bond.atom1.index, bond.atom2.index) for bond in topology.bonds()))
+    if tree is None:
+        raise InputError(
+            f"the topology's bonds do not connect the {len(chosen)} atoms, so they cannot be put together across the "
+            "box's boundary as one molecule; add the bonds (topology.addBond), or let the model see the box"
+        )
+    return tree
+
+
 def check_artefact(
     info: ArtefactInfo, path: object, topology: app.Topology, atoms: Sequence[int] | None, periodic: bool
 ) -> None:

@@ -22,14 +22,14 @@ from egnn_md_systems.ions import pairs, salt_water
 NEAR = 9.0  # Å
 
 
-def structures_of(name: str) -> Iterator[Atoms]:
-    """The generator behind a set's name."""
+def structures_of(name: str, start: Path) -> Iterator[Atoms]:
+    """The generator behind a set's name; ``start`` is a file of both molecules."""
     if name == "pairs":
-        return pairs.structures(800, seed=10)
+        return pairs.structures(800, 10, start)
     if name == "pairs-near":
-        return (atoms for atoms in pairs.structures(1600, seed=20) if atoms.info["distance"] <= NEAR)
+        return (atoms for atoms in pairs.structures(1600, 20, start) if atoms.info["distance"] <= NEAR)
     if name == "pairs-test":
-        return pairs.structures(200, seed=30)
+        return pairs.structures(200, 30, start)
     if name == "salt-water":
         return salt_water.structures(16, 20, seed=1000)
     if name == "salt-water-test":
@@ -64,7 +64,9 @@ def main(
             salt_water.write_topology(topology, times * salt_water.WATERS, times * salt_water.PAIRS)
     files = [pairs.FORCE_FIELD if kind == "pair" else salt_water.FORCE_FIELD]
     options: dict[str, Any] = {"forcefield": files, "topology": str(topology)}
-    found = label(structures_of(name), output / f"{name}.extxyz", "openmm", options=options, processes=processes)
+    found = label(
+        structures_of(name, topology), output / f"{name}.extxyz", "openmm", options=options, processes=processes
+    )
     typer.echo(f"{name}: {found.labelled} labelled, {found.skipped} there already, {found.failed} failed")
 
 

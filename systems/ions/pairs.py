@@ -8,6 +8,7 @@ off as 1/r.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,10 @@ from egnn_md_systems.peptide.sampling import Run, force_field_trajectory, joined
 FORCE_FIELD = "amber14/protein.ff14SB.xml"
 CLOSEST = 2.2  # Å, between atoms of the two molecules
 FURTHEST = 15.0  # Å, between the charged groups
-EDGES = (40.0, 46.0)  # Å, of the cell
+EDGES = (34.0, 38.0)  # Å, of the cell
 TEMPERATURE = 300.0
-CONFORMERS = 120
+#: Of each molecule, the same in every set: what is asked for is the energy between the two, not within them.
+CONFORMERS, CONFORMER_SEED = 6, 11
 
 
 def molecules() -> tuple[Peptide, Peptide]:
@@ -38,7 +40,7 @@ def charged_atom(peptide: Peptide) -> int:
 
 
 def conformers(peptide: Peptide, count: int, seed: int) -> list[np.ndarray]:
-    """``count`` conformers (N, 3), Å, of one molecule in vacuum at 300 K."""
+    """``count`` conformers (N, 3), Å, of one molecule in vacuum at 300 K: the same from the same positions and seed."""
     run = Run((peptide,), TEMPERATURE, perturb=False, seed=seed)
     return [atoms.positions for atoms in force_field_trajectory(run, count, stride_ps=0.5)]
 
@@ -54,13 +56,25 @@ def pair(
     return None if cdist(a, b).min() < CLOSEST else np.concatenate([a, b])
 
 
-def structures(count: int, seed: int, *, nearest: float = 3.0) -> Iterator[Atoms]:
-    """``count`` pairs whose charged groups are ``nearest`` to 15 Å apart, uniformly; ``info`` holds ``distance`` and
-    ``gap``, the smallest distance between atoms of the two (Å)."""
-    positive, negative = molecules()
+def structures(count: int, seed: int, start: Path, *, nearest: float = 3.0) -> Iterator[Atoms]:
+    """``count`` pairs whose charged groups are ``nearest`` to 15 Å apart, uniformly.
+
+    Args:
+        count: how many.
+        seed: of distances, turns and cells.
+        start: file of :func:`write_topology`, whose positions the dynamics starts from. A molecule built again has
+            its hydrogens elsewhere, and a second call would not know what the first one labelled.
+        nearest: Å.
+
+    Yields:
+        Atoms whose ``info`` holds ``distance`` and ``gap``, the smallest distance between atoms of the two (Å).
+    """
+    positive, negative = started(start)
     ends = (charged_atom(positive), charged_atom(negative))
     rng = np.random.default_rng(seed)
-    shapes = [conformers(peptide, CONFORMERS, seed + 1 + index) for index, peptide in enumerate((positive, negative))]
+    shapes = [
+        conformers(peptide, CONFORMERS, CONFORMER_SEED + index) for index, peptide in enumerate((positive, negative))
+    ]
     numbers = np.concatenate([peptide.atoms().numbers for peptide in (positive, negative)])
     split = len(positive.positions)
     made = 0
@@ -76,6 +90,16 @@ def structures(count: int, seed: int, *, nearest: float = 3.0) -> Iterator[Atoms
         atoms.info.update(distance=round(distance, 4), gap=round(gap, 4), charge=0, seed=seed)
         made += 1
         yield atoms
+
+
+def started(path: Path) -> tuple[Peptide, Peptide]:
+    """:func:`molecules` with the positions of a file of :func:`write_topology`."""
+    from openmm import app, unit
+
+    positions = app.PDBFile(str(path)).getPositions(asNumpy=True).value_in_unit(unit.angstrom)
+    first, second = molecules()
+    split = len(first.positions)
+    return replace(first, positions=positions[:split]), replace(second, positions=positions[split:])
 
 
 def write_topology(path: Path) -> None:

@@ -301,6 +301,8 @@ def test_says_what_it_is(tmp_path):
         "model": str(path), "device": "cpu", "dtype": "float32", "skin": 1.0, "backend": "vesin",
         "kernels": "auto",
         "cuda_graphs": False,
+        "drive": "mean",
+        "uncertainty_interval": None,
     }  # fmt: skip
     assert repr(calculator).startswith(f"FastEGNNCalculator('{path}', device='cpu', dtype='float32'")
     assert calculator.card.units["energy"] == "eV"

@@ -175,7 +175,7 @@ def test_barostats_agree_on_an_almost_ideal_gas(tmp_path: Path) -> None:
         wanted = request(
             tmp_path, engine, engine=engine, ensemble="npt", structure=structure,
             temperature=300.0, pressure=100.0, timestep=10.0, steps=20000,
-            checkpoint_interval=20000, log_interval=25, frame_interval=20000, check_interval=25,
+            checkpoint_interval=20000, log_interval=25, frame_interval=20000, check_interval=25, min_distance=0.0,
         )  # fmt: skip
         run(wanted, model)
         log = read_log(tmp_path / engine / "log.csv")

@@ -207,8 +207,9 @@ def test_openmm_ml_options() -> None:
     assert type(potential.createSystem(topology).getForce(0)) is openmm.PythonForce
     assert type(potential.createSystem(topology, implementation="torch").getForce(0)) is not openmm.PythonForce
     for channels in (0, 2):
+        # no model has the interactions of a region with its images, which is what OpenMM-ML asks for
         local = openmmml.MLPotential("fastegnn", modelPath=network(virtual_nodes=channels))
-        assert local._impl.getMLLongRange() is (channels > 0)
+        assert local._impl.getMLLongRange() is False
     with pytest.raises(InputError, match="unknown option 'implemention'"):
         potential.createSystem(topology, implemention="python")
     with pytest.raises(InputError, match="not both"):

@@ -95,6 +95,59 @@ def test_an_explosion_and_a_collapse() -> None:
         guard.check(instant(1, cell=np.eye(3) * 20))
 
 
+def test_a_force_beyond_any_bond() -> None:
+    strong = np.zeros((2, 3))
+    strong[0, 1] = 30.0
+    guards(max_force=31.0).check(instant(4, [[0, 0, 0], [3, 0, 0]], forces=strong))
+    with pytest.raises(GuardError, match=r"the force on atom 0 \(O\) is 30 eV/Å at step 4 \(limit 25 eV/Å\)") as caught:
+        guards(max_force=25.0).check(instant(4, [[0, 0, 0], [3, 0, 0]], forces=strong))
+    assert (caught.value.atom, caught.value.step) == (0, 4)
+
+
+@pytest.mark.parametrize("shape", ["box", "skewed"])
+def test_two_atoms_closer_than_any_bond(shape: str) -> None:
+    cell = np.eye(3) * 10 if shape == "box" else np.array([[10.0, 0, 0], [3, 10, 0], [-2, 4, 10]])
+    near = np.array([[0.1, 0, 0], [0.0, 0, 0]])
+    near[1] = cell.sum(axis=0) - [0.3, 0.0, 0.0]  # 0.4 Å away, through a corner of the cell
+    guard = guards(min_distance=0.5)
+    guard.check(instant(0, [[0.1, 0, 0], [0.7, 0, 0]], cell=cell))
+    words = r"atom 0 \(O\) and atom 1 \(H\) are 0.400 Å apart at step 0 \(limit 0.5 Å\)"
+    with pytest.raises(GuardError, match=words):
+        guards(min_distance=0.5).check(instant(0, near, cell=cell))
+    guards(min_distance=0.0).check(instant(0, near, cell=cell))
+    guards(min_distance=0.5, pbc=np.array([True, True, False])).check(instant(0, near, cell=cell))
+    guards(min_distance=0.5, periodic=False).check(instant(0, near, cell=np.zeros((3, 3))))
+    with pytest.raises(GuardError, match=words):
+        guards(min_distance=0.5, periodic=False).check(instant(0, [[0, 0, 0], [0, 0.4, 0]], cell=np.zeros((3, 3))))
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ({"max_force": 0.02}, r"the force on atom [01] \(Ar\) is 0\.0\d+ eV/Å at step \d+ \(limit 0.02 eV/Å\)"),
+        ({"min_distance": 3.6}, r"atom 0 \(Ar\) and atom 1 \(Ar\) are 3\.\d+ Å apart at step \d+ \(limit 3.6 Å\)"),
+    ],
+)
+@pytest.mark.parametrize("engine", ["ase", "openmm"])
+def test_options_of_the_watchdog_end_a_run(tmp_path: Path, engine: str, option: dict[str, float], words: str) -> None:
+    """Two atoms fall towards each other, slowly; the step is the first at which the limit is passed."""
+    ase.Atoms("Ar2", [[0, 0, 0], [4.3, 0, 0]]).write(tmp_path / "two.xyz")
+    wanted = request(
+        tmp_path, "run", engine=engine, implementation="python" if engine == "openmm" else "torch", ensemble="nve",
+        structure=str(tmp_path / "two.xyz"), temperature=0.0, timestep=5.0, steps=1000, log_interval=10, **option,
+    )  # fmt: skip
+    with pytest.raises(SimulationError, match=words + r".*last good frame: frame \d+ of trajectory.dcd") as caught:
+        run(wanted, LennardJones(0.0104, 3.4, 5.0))
+    broken = RunDirectory(tmp_path / "run").read()["failure"]["step"]
+    assert f"at step {broken} " in str(caught.value)
+    frames = ase.io.read(tmp_path / "run" / "failure.extxyz", ":")
+    assert frames[-1].info["step"] == broken - 1
+    if "max_force" in option:
+        assert np.linalg.norm(frames[-1].get_forces(), axis=1).max() <= 0.02
+    else:
+        assert frames[-1].get_distance(0, 1) >= 3.6
+
+
 def test_open_systems_are_not_wrapped() -> None:
     guard = guards(periodic=False)
     guard.check(instant(0, cell=np.zeros((3, 3))))

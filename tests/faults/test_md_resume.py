@@ -220,6 +220,7 @@ def test_what_cannot_be_resumed_says_why(tmp_path: Path) -> None:
         longer.changed({"timestep": 1.0})
     whole = result.run.checkpoint.read_bytes()
     result.run.checkpoint.write_bytes(whole[:100])
+    result.run.previous_checkpoint.unlink()  # which would be used instead
     with pytest.raises(InputError, match=r"checkpoint.npz cannot be read as a checkpoint"):
         run(longer, resume=True)
     result.run.checkpoint.write_bytes(whole)

@@ -267,8 +267,13 @@ def test_nan_force_names_the_atom() -> None:
         context.getState(energy=True)
     assert isinstance(caught.value.__cause__, openmm.OpenMMException)
     assert last_error() is caught.value is force.callback.last_error
-    with pytest.raises(openmm.OpenMMException, match="force of atom 2"):
+    # a script that knows nothing of readable_errors still reads where it happened
+    with pytest.raises(openmm.OpenMMException, match="force of atom 2") as bare:
         context.getState(energy=True)
+    text = str(bare.value)
+    assert "Python traceback of what failed inside the force" in text
+    assert 'python_force.py", line' in text
+    assert "in _refuse_broken" in text
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf])

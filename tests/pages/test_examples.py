@@ -13,6 +13,9 @@ NEEDS = {
     "openmm_npt": ("openmm", "openmmtorch"),
     "openmm_ml": ("openmm", "openmmml"),
     "rollout_openmm": ("openmm",),
+    "peptide_in_water": ("openmm", "openmmtorch", "openmmml"),
+    "multiple_time_steps": ("openmm",),
+    "metadynamics": ("openmm",),
 }
 LEAVES = {
     "rollout_ase": ["strides.traj"],

@@ -21,6 +21,11 @@ def blocks(language: str, text: str = README) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
 
 
+def blocks_in_order(text: str) -> list[tuple[str, str]]:
+    """(language, code) of every shell and Python block."""
+    return re.findall(r"^```(bash|python)\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+
+
 def commands() -> list[tuple[str, list[str]]]:
     """(page, words) of every ``egnn-md`` line in the shell blocks of every page."""
     found = []
@@ -133,7 +138,7 @@ def test_conda_file_and_setup_name_the_same_packages():
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg", encoding="utf-8")
     lines = config["options"]["install_requires"].splitlines()
-    for extra in ("openmm", "label", "systems", "cluster", "test"):
+    for extra in ("openmm", "label", "systems", "cluster", "docs", "test"):
         lines += config["options.extras_require"][extra].splitlines()
     for line in filter(None, lines):
         name = re.split(r"[<>=\[ ]", line)[0].lower()

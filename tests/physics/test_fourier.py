@@ -204,7 +204,7 @@ def test_a_batch_of_different_cells_gives_what_each_gives_alone():
 
 
 def test_what_the_configuration_refuses_and_leaves_as_it_was():
-    with pytest.raises(ValueError, match="fourier_width = 1.5 needs virtual nodes"):
+    with pytest.raises(ValueError, match="needs virtual nodes, whose Fourier modes"):
         PotentialConfig(elements=(1,), virtual_nodes=0, fourier_width=1.5)
     # models without modes keep the configuration, and with it the digest, that their files have
     assert "fourier_width" not in PotentialConfig(elements=(1,)).model_dump()

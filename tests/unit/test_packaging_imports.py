@@ -18,8 +18,8 @@ PLUGINS = ("egnn_md_ase", "egnn_md_openmm", "egnn_md_systems")
 # ASE's Atoms, readers, finished results and the abstract base compute nothing; the rest does.
 ASE_ENGINES = ("ase.md", "ase.optimize", "ase.calculators", "ase.constraints", "ase.filters", "ase.phonons")
 ASE_DATA = ("ase.calculators.singlepoint", "ase.calculators.calculator")
-# the teachers: inside functions only
-LAZY = {"egnn_md/data/calculators.py", "egnn_md/data/openmm_calculator.py"}
+# the teachers and their dynamics: inside functions only
+LAZY = {"egnn_md/data/calculators.py", "egnn_md/data/openmm_calculator.py", "egnn_md/learning/sampling.py"}
 SKIPPED = {".venv", ".git", "runs", "build", "dist", "__pycache__"}
 
 

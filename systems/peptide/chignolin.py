@@ -1,0 +1,80 @@
+"""``python -m egnn_md_systems.peptide.chignolin``: the ready structure of chignolin, and what a run made of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from egnn_md_systems.peptide.from_pdb import capped
+from egnn_md_systems.peptide.structures import CHIGNOLIN_PDB
+
+READY = CHIGNOLIN_PDB.with_name("chignolin-capped.pdb")
+RESTRAINT = 5000.0  # kJ/mol/nm²; keeps deposited atoms within about 0.2 Å while hydrogens and caps relax
+#: Backbone hydrogen bonds of the hairpin, residue numbers of the deposited chain: N-H of the first, O of the second.
+HYDROGEN_BONDS = ((3, 8), (7, 3), (8, 3), (10, 1))
+HELD = 2.5  # Å between H and O
+
+app = typer.Typer(add_completion=False, help=__doc__)
+
+
+@app.command()
+def prepare(output: Annotated[Path, typer.Option(help="PDB file")] = READY) -> None:
+    """Cap the deposited coordinates and relax them with ff14SB, deposited atoms restrained."""
+    import openmm
+    from openmm import app as openmm_app
+    from openmm import unit
+
+    from egnn_md_systems.peptide.builder import FORCE_FIELD
+
+    peptide = capped(CHIGNOLIN_PDB)
+    topology = peptide.topology
+    system = openmm_app.ForceField(FORCE_FIELD).createSystem(topology, nonbondedMethod=openmm_app.NoCutoff)
+    restraint = openmm.CustomExternalForce("0.5*k*((x-x0)^2+(y-y0)^2+(z-z0)^2)")
+    restraint.addGlobalParameter("k", RESTRAINT)
+    for name in ("x0", "y0", "z0"):
+        restraint.addPerParticleParameter(name)
+    for atom in topology.atoms():
+        if atom.element.symbol != "H" and atom.residue.name not in ("ACE", "NME"):
+            restraint.addParticle(atom.index, list(peptide.positions[atom.index] * 0.1))
+    system.addForce(restraint)
+    platform = openmm.Platform.getPlatformByName("Reference")
+    context = openmm.Context(system, openmm.VerletIntegrator(0.001), platform)
+    context.setPositions(peptide.positions * 0.1)
+    openmm.LocalEnergyMinimizer.minimize(context)
+    relaxed = context.getState(getPositions=True).getPositions()
+    with output.open("w", encoding="ascii") as file:
+        openmm_app.PDBFile.writeFile(topology, relaxed, file, keepIds=True)
+    moved = np.array(relaxed.value_in_unit(unit.angstrom)) - peptide.positions
+    heavy = [atom.index for atom in topology.atoms() if atom.element.symbol != "H"]
+    typer.echo(f"{output}: {len(moved)} atoms, heavy ones moved by {np.sqrt((moved[heavy] ** 2).sum(1).mean()):.2f} Å")
+
+
+@app.command()
+def analyse(run: Annotated[Path, typer.Argument(help="run directory of egnn-md md")]) -> None:
+    """RMSD from the first frame, radius of gyration, hydrogen bonds and stretched bonds of a run."""
+    import mdtraj
+
+    trajectory = mdtraj.load(str(run / "trajectory.dcd"), top=str(READY))
+    topology = trajectory.topology
+    backbone = topology.select("name N CA C O and not resname ACE NME")
+    heavy = topology.select("element != H")
+    rmsd = 10.0 * mdtraj.rmsd(trajectory, trajectory, 0, atom_indices=backbone)
+    radius = 10.0 * mdtraj.compute_rg(trajectory.atom_slice(heavy))
+    bonds = np.array([(bond[0].index, bond[1].index) for bond in topology.bonds])
+    lengths = 10.0 * mdtraj.compute_distances(trajectory, bonds, periodic=False)
+    stretched = (lengths / lengths[0]).max()
+    at = {(atom.residue.index, atom.name): atom.index for atom in topology.atoms}
+    pairs = [(at[(donor, "H")], at[(acceptor, "O")]) for donor, acceptor in HYDROGEN_BONDS]
+    held = 10.0 * mdtraj.compute_distances(trajectory, pairs, periodic=False) < HELD
+    typer.echo(f"{len(trajectory)} frames; backbone RMSD from the first: last {rmsd[-1]:.2f}, most {rmsd.max():.2f} Å")
+    typer.echo(f"radius of gyration: first {radius[0]:.2f}, last {radius[-1]:.2f} Å")
+    typer.echo(f"longest bond over its first length: {stretched:.2f}")
+    for (donor, acceptor), share in zip(HYDROGEN_BONDS, held.mean(0), strict=True):
+        typer.echo(f"hydrogen bond N{donor}-H ... O{acceptor}: in {100 * share:.0f} % of the frames")
+
+
+if __name__ == "__main__":
+    app()
