@@ -1,7 +1,7 @@
 """``python -m egnn_md_systems.peptide.make_data SET``: sample and label one of the peptide sets, resumable.
 
 SET is ``singles``, ``dipeptides``, ``tripeptides``, ``pairs``; made of their label files ``stretched``, ``protons``,
-``shaken``, ``pressed`` and ``visited`` (needs ``--model``); or ``test``, ``test-singles``, ``chignolin``. Each goes to
+``shaken`` and ``visited`` (needs ``--model``); or ``test``, ``test-singles``, ``chignolin``. Each goes to
 its own extended XYZ file.
 """
 
@@ -21,7 +21,6 @@ from egnn_md_systems.peptide.structures import (
     test_singles,
     training_dipeptides,
     training_pairs,
-    training_pressed,
     training_protons,
     training_shaken,
     training_singles,
@@ -43,8 +42,6 @@ def structures_of(name: str, model: str | None, folder: Path) -> Iterator[Atoms]
     if name in FROM_LABELS:
         parts = ("singles", "dipeptides", "tripeptides", "pairs")
         return FROM_LABELS[name]([folder / f"{part}.extxyz" for part in parts])
-    if name == "pressed":
-        return training_pressed([folder / "pairs.extxyz"])
     sets = {
         "singles": training_singles,
         "dipeptides": training_dipeptides,
@@ -55,9 +52,7 @@ def structures_of(name: str, model: str | None, folder: Path) -> Iterator[Atoms]
         "chignolin": chignolin_frames,
     }
     if name not in sets:
-        raise typer.BadParameter(
-            f"unknown set {name!r}; known: {', '.join([*sets, *FROM_LABELS, 'pressed', 'visited'])}"
-        )
+        raise typer.BadParameter(f"unknown set {name!r}; known: {', '.join([*sets, *FROM_LABELS, 'visited'])}")
     return sets[name]()
 
 

@@ -201,22 +201,6 @@ def stretched(atoms: Atoms, rng: np.random.Generator, *, acids: bool = False) ->
     return out
 
 
-def pressed(atoms: Atoms, molecules: Sequence[Sequence[int]], contact: float) -> Atoms:
-    """Copy with the second molecule moved towards the first until two of their atoms are ``contact`` (Å) apart."""
-    first, second = (atoms.positions[list(members)] for members in molecules)
-    distances = np.linalg.norm(first[:, None] - second[None], axis=2)
-    i, j = np.unravel_index(distances.argmin(), distances.shape)
-    direction = (first[i] - second[j]) / distances[i, j]
-    lower, upper = 0.0, float(distances[i, j])
-    for _ in range(30):  # the nearest pair changes on the way, so the step is found by halving
-        middle = (lower + upper) / 2
-        near = np.linalg.norm(first[:, None] - (second + middle * direction)[None], axis=2).min() < contact
-        lower, upper = (lower, middle) if near else (middle, upper)
-    out = atoms.copy()
-    out.positions[list(molecules[1])] += lower * direction
-    return out
-
-
 def closest_contact(atoms: Atoms) -> float:
     """Smallest distance (Å) between two atoms."""
     distances = neighbor_list("d", atoms, 1.5)

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 from ase import Atoms
 
-from egnn_md.data.openmm_calculator import find_molecules
 from egnn_md.data.structures import read_frames
 
 from .builder import LETTERS
@@ -18,7 +17,6 @@ from .sampling import (
     Run,
     closest_contact,
     force_field_trajectory,
-    pressed,
     random_peptide,
     stretched,
 )
@@ -123,16 +121,6 @@ def training_shaken(labelled: Sequence[Path], count: int = 350, seed: int = 11_0
         if closest_contact(atoms) >= MINIMUM_CONTACT:
             atoms.info["kind"] = "shaken"
             yield atoms
-
-
-def training_pressed(labelled: Sequence[Path], count: int = 300, seed: int = 10_000_000) -> Iterator[Atoms]:
-    """Pairs of a training set whose molecules are pushed together: the repulsive side of contacts."""
-    for atoms, rng in drawn(labelled, count, seed):
-        molecules = find_molecules(atoms).members
-        if len(molecules) == 2:
-            out = pressed(atoms, molecules, float(rng.uniform(1.2, 1.8)))
-            out.info["kind"] = "pressed"
-            yield out
 
 
 def drawn(labelled: Sequence[Path], count: int, seed: int) -> Iterator[tuple[Atoms, np.random.Generator]]:
