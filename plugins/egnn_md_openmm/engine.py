@@ -22,6 +22,7 @@ from egnn_md.simulation.rundir import RunDirectory
 from egnn_md.simulation.structure import Structure
 from egnn_md.simulation.uncertainty import UncertaintyWatch, watched
 from egnn_md.units import KJ_PER_MOL_PER_EV
+from egnn_md_openmm.minimizer import relax, relax_constrained
 
 if TYPE_CHECKING:
     import openmm
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 ANGSTROM_PER_NM = 10.0
 FS_PER_PS = 1000.0
-MINIMIZE_STRETCH = 25  # iterations of the minimiser between looks at signals and forces
 CONSTRAINT_TOLERANCE = 1e-6  # relative
 BAROSTAT_INTERVAL = 25  # steps between attempted changes of the volume
 
@@ -151,25 +151,9 @@ class OpenMMEngine:
         return type(self.integrator).__name__ + barostat
 
     def minimize(self, steps: int, force: float, stop: Callable[[], bool]) -> int:
-        """L-BFGS; see the protocol. Iterations are counted by stretches, the last of which may be shorter."""
-        import openmm
-
-        # In stretches and without OpenMM's reporter, which keeps the Python lock that a TorchForce needs.
-        tolerance = 0.1 * force * KJ_PER_MOL_PER_EV * ANGSTROM_PER_NM
-        done, last = 0, np.inf
-        while True:
-            seen = self.observe()
-            assert seen.forces is not None
-            assert seen.energy is not None
-            stuck = seen.energy > last - 1e-7 * len(seen.forces)
-            relaxed = np.linalg.norm(seen.forces, axis=1).max() < force
-            if done >= steps or stuck or relaxed or stop():
-                return done
-            last = seen.energy
-            stretch = min(MINIMIZE_STRETCH, steps - done)
-            with _faults():
-                openmm.LocalEnergyMinimizer.minimize(self.context, tolerance, stretch)
-            done += stretch
+        """FIRE2, or L-BFGS where there are constraints; see the protocol and :mod:`egnn_md_openmm.minimizer`."""
+        chosen = relax_constrained if self._system.getNumConstraints() else relax
+        return chosen(self, steps, force, stop, _faults)
 
     def constrain(self, pairs: np.ndarray, lengths: np.ndarray) -> None:
         """SHAKE or its like by the platform; see the protocol."""

@@ -130,6 +130,19 @@ def test_minimisation_relaxes_a_rattled_structure(tmp_path: Path, engine: str) -
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+def test_minimisation_takes_small_steps(tmp_path: Path, engine: str) -> None:
+    """A learned energy may have deep hollows where no structure belongs; a long step of a line search finds them."""
+    given = ase.io.read(argon(tmp_path))
+    given.rattle(0.3, seed=1)
+    structure = _write(tmp_path / "rattled.extxyz", given)
+    wanted = request(tmp_path, "run", engine=engine, structure=structure, minimize=True, minimize_steps=3, steps=1)
+    run(wanted)
+    frames = mdtraj.load(str(tmp_path / "run" / "trajectory.dcd"), top=str(tmp_path / "run" / "topology.pdb"))
+    moved = np.linalg.norm(frames.xyz[0] * 10 - given.positions, axis=1)
+    assert 0.0 < moved.max() < 3 * 0.2 + 1e-3  # FIRE2 moves all together by at most 0.2 Å an iteration
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 def test_an_open_cluster(tmp_path: Path, engine: str) -> None:
     atoms = ase.io.read(argon(tmp_path))
     atoms.pbc, atoms.cell = False, None
