@@ -24,12 +24,14 @@ def command(
         list[Path], typer.Argument(help="Structure files (anything that ASE reads), all frames.")
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Label file (extended XYZ) to extend.")],
-    method: Annotated[str, typer.Option(help="Reference: gfn2-xtb, gfn1-xtb, openmm, ...")] = "gfn2-xtb",
+    method: Annotated[
+        str, typer.Option(help="Reference: gfn2-xtb, gfn1-xtb, openmm, emt, lj, or one that a package registered.")
+    ] = "gfn2-xtb",
     processes: Annotated[int, typer.Option(help="Structures labelled at the same time.")] = 1,
     threads: Annotated[int, typer.Option(help="Threads inside each process.")] = 1,
     option: Annotated[
         list[str] | None,
-        typer.Option("--option", metavar="KEY=VALUE", help="Option of the method, e.g. accuracy=0.1."),
+        typer.Option("--option", metavar="KEY=VALUE", help="Option of the method, e.g. accuracy=0.1; may be repeated."),
     ] = None,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Try again what failed in an earlier run.")

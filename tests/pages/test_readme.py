@@ -1,68 +1,35 @@
-"""The README's scripts run, its commands exist with the options it shows, and its links lead somewhere."""
+"""The scripts of the README run, and its configuration and packages are those that there are."""
 
 from __future__ import annotations
 
 import re
-import shlex
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import typer.main
 import yaml
+from page_commands import ROOT, blocks, run_block
 
-ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "CHANGELOG.md"]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def blocks(language: str, text: str = README) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
-
-
-def blocks_in_order(text: str) -> list[tuple[str, str]]:
-    """(language, code) of every shell and Python block."""
-    return re.findall(r"^```(bash|python)\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
-
-
-def commands() -> list[tuple[str, list[str]]]:
-    """(page, words) of every ``egnn-md`` line in the shell blocks of every page."""
-    found = []
-    for page in PAGES:
-        for block in blocks("bash", page.read_text(encoding="utf-8")):
-            for line in block.replace("\\\n", " ").splitlines():
-                words = shlex.split(line, comments=True)
-                if words and words[0].rsplit("/", 1)[-1] == "egnn-md":
-                    found.append((page.name, words[1:]))
-    return found
-
-
 PYTHON = [
-    *blocks("python"),
+    *blocks("python", README),
     # the part that ends other ranks of torchrun does nothing here
     *blocks("python", (ROOT / "docs" / "devices.md").read_text(encoding="utf-8")),
 ]
 
 
 @pytest.mark.parametrize("index", range(len(PYTHON)))
-def test_script_runs(index: int, tmp_path: Path, water: str, water_8fs: str, short_environment):
+def test_script_runs(
+    index: int, tmp_path: Path, water: str, water_8fs: str, short_environment: Callable[[], dict[str, str]]
+) -> None:
     script = PYTHON[index]
     if "egnn_md_openmm" in script:
         pytest.importorskip("openmmtorch")
     assert '"water"' in script or '"water-8fs"' in script or "serve()" in script
     script = script.replace('"water"', repr(water)).replace('"water-8fs"', repr(water_8fs))
-    (tmp_path / "script.py").write_text(script, encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, "script.py"],
-        cwd=tmp_path,
-        env=short_environment(),
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "print(" not in script or done.stdout.strip()
+    run_block("python", script, tmp_path, short_environment())
 
 
 def test_scripts_are_short_and_there_is_one_for_each_engine():
@@ -72,41 +39,11 @@ def test_scripts_are_short_and_there_is_one_for_each_engine():
         assert len([line for line in script.splitlines() if line.strip()]) <= 15
 
 
-@pytest.mark.parametrize(("page", "words"), commands(), ids=lambda value: "")
-def test_commands_exist_with_their_options(page: str, words: list[str]):
-    from egnn_md.cli.main import app
-
-    group = typer.main.get_command(app)
-    assert hasattr(group, "commands")
-    command = group.commands.get(words[0])
-    assert command is not None, f"{page}: egnn-md {words[0]} does not exist"
-    while hasattr(command, "list_commands"):  # egnn-md generate NAME
-        name, *words = words[1:]
-        command = command.get_command(None, name)
-        assert command is not None, f"{page}: egnn-md generate {name} does not exist"
-        words = [name, *words]
-    known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
-    used = {word.split("=")[0] for word in words[1:] if word.startswith("-")}
-    assert used - known == set(), f"{page}: egnn-md {' '.join(words)}"
-
-
-def test_every_subcommand_is_told():
-    told = {words[0] for _, words in commands()}
-    assert {"label", "train", "check", "info", "md", "report", "doctor"} <= told
-
-
 def test_configuration_is_complete():
     from egnn_md.training.config import TrainConfig
 
-    for block in blocks("yaml"):
+    for block in blocks("yaml", README):
         assert TrainConfig.model_validate(yaml.safe_load(block)).max_steps
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page: Path):
-    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
-        if "://" not in target:
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
 def test_the_make_targets_it_names_exist():

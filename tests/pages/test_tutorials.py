@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from test_readme import blocks_in_order
+from page_commands import ROOT, blocks_in_order, run_block, shorter
 
-TUTORIALS = Path(__file__).resolve().parents[2] / "docs" / "tutorials"
+TUTORIALS = ROOT / "docs" / "tutorials"
 
 #: What is written in a page, and what its test runs instead. Everything else is run as it stands.
 SHORTER = {
@@ -30,7 +27,7 @@ SHORTER = {
         "--edge 24 --equilibrate 10 --steps 10000": "--edge 19 --equilibrate 0 --cutoff 8 --steps 4 --frame-interval 2",
         "--steps 12000": "--steps 6",
         "0.9 * unit.nanometer": "0.8 * unit.nanometer",
-        "DCDReporter(\"peptide.dcd\", 100)": "DCDReporter(\"peptide.dcd\", 1)",
+        'DCDReporter("peptide.dcd", 100)': 'DCDReporter("peptide.dcd", 1)',
         "simulation.step(2000)": "simulation.step(2)",
     },
     "liquid-rollout": {"--steps 50": "--steps 2", "--starts 2": "--starts 1 --horizons 1"},
@@ -50,17 +47,7 @@ def test_every_tutorial_is_here() -> None:
 def test_tutorial(name: str, tmp_path: Path, short_environment: Callable[[], dict[str, str]]) -> None:
     for module in NEEDS.get(name, ()):
         pytest.importorskip(module)
-    text = (TUTORIALS / f"{name}.md").read_text(encoding="utf-8")
-    for long, short in SHORTER[name].items():
-        assert long in text, f"{name}: {long!r} is not in the page any more"
-        text = text.replace(long, short)
+    text = shorter((TUTORIALS / f"{name}.md").read_text(encoding="utf-8"), SHORTER[name], name)
     environment = short_environment()
-    # the command of this environment, whatever else is installed
-    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
     for language, block in blocks_in_order(text):
-        command = [sys.executable, "-c", block] if language == "python" else ["bash", "-euo", "pipefail", "-c", block]
-        done = subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL
-        )
-        assert done.returncode == 0, f"{block}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
-        assert "print(" not in block or done.stdout.strip()
+        run_block(language, block, tmp_path, environment)
