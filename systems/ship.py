@@ -29,6 +29,7 @@ class Shipped:
         system: of a propagator; empty for a potential.
         stride: of a propagator, in ``units``.
         units: of a propagator.
+        needs: of a potential that is a part of the energy only: what must be added, and how.
     """
 
     description: str
@@ -37,6 +38,7 @@ class Shipped:
     system: str = ""
     stride: float = 0.0
     units: dict[str, str] | None = None
+    needs: str = ""
 
 
 def _water_propagator(stride: int) -> Shipped:
@@ -109,6 +111,9 @@ SHIPPED = {
         "implicit solvent: no unfolding, no other sequence, no kinetics (coarse-grained time runs faster). The labels "
         "are nearly all noise, so force errors are those of the noise, and the energy errors above mean nothing: force "
         "matching has no energies.",
+        needs="the bonded prior of its beads: `python -m egnn_md_systems.protein_cg.validate --steps 4000 --output "
+        "FOLDER` runs both, and egnn_md_systems.protein_cg.dynamics.bead_system(residues, shipped_prior(), "
+        "'chignolin-cg') gives both as one openmm.System",
     ),
     "adk": Shipped(
         description="Backbone of adenylate kinase, 40 fs ahead, from Langevin dynamics in implicit solvent",
@@ -159,6 +164,7 @@ def ship(name: str, model: Path, target: Path, history: str = "") -> Path:
         "description": texts.description,
         "intended_use": texts.intended_use,
         "limits": texts.limits,
+        "needs": texts.needs,
         "licence": "MIT",
         "training_data": {**card.training_data, **({"history": history} if history else {})},
     }

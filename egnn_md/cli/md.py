@@ -29,6 +29,15 @@ def command(
     ] = None,
     output: Annotated[Path | None, _option("Run directory. Required.", _OUTPUT)] = None,
     model: Annotated[str | None, _option("Name or path of a model. (default: water)", _ENGINE)] = None,
+    without_prior: Annotated[
+        bool | None,
+        typer.Option(
+            "--without-prior",
+            help="Run a model that needs further energy terms by itself.",
+            rich_help_panel=_ENGINE,
+            show_default=False,
+        ),
+    ] = None,
     engine: Annotated[str | None, _option("openmm or ase. (default: openmm)", _ENGINE)] = None,
     platform: Annotated[
         str | None, _option("OpenMM platform: Reference, CPU, CUDA, OpenCL. (default: by --device)", _ENGINE)
@@ -179,5 +188,6 @@ def run(given: dict[str, Any], *, resume: bool, overwrite: bool) -> int:
             if "model" not in given:
                 given["model"] = RunDirectory(given["continue_from"]).request().model
         request = MDRequest.parse(given)
+        request.check_given(given)
     console = Console(stderr=True)
     return simulate(request, resume=resume, overwrite=overwrite, console=console).exit_code

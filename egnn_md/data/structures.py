@@ -41,7 +41,8 @@ def total_charge(atoms: Atoms) -> int:
         value = np.nan
     if not np.isfinite(value) or abs(value - round(value)) > WHOLE:
         where = "the sum of the initial charges" if given is None else f"info[{CHARGE_KEY!r}]"
-        raise InputError(f"{where} is {summed if given is None else given!r}; a total charge is a whole number")
+        shown = f"{value:g}" if np.isfinite(value) else repr(given)
+        raise InputError(f"{where} is {shown}; a total charge is a whole number")
     if given is not None and atoms.has("initial_charges") and abs(summed - value) > WHOLE:
         raise InputError(
             f"info[{CHARGE_KEY!r}] = {given!r}, but the initial charges add up to {summed:g}; remove one of them"

@@ -16,6 +16,9 @@ from egnn_md.errors import ModelFileError
 
 SEAL = "seal"  # attribute of the exported module: hex SHA-256, empty before it is sealed
 SEALED = "sealed"  # attribute: names of the numbers and texts that the seal covers beside all tensors
+#: Numbers of the exported module itself: units, particles, and how far neighbours are looked for. In the list of names
+#: they begin with a slash; modules that were sealed before have none of them.
+OWN = ("length", "energy", "particles", "subset", "neighbors.cutoff")
 PLAIN = (bool, int, float, str)
 
 
@@ -34,7 +37,7 @@ def plain_attributes(module: torch.nn.Module) -> list[str]:
 def seal(module: torch.jit.ScriptModule, names: list[str]) -> None:
     """Write the digest of an exported module into it, over its tensors and those of ``names`` that it kept."""
     kept = [name for name in names if _reach(module.potential, name) is not None]
-    setattr(module, SEALED, kept)
+    setattr(module, SEALED, [*kept, *(f"/{name}" for name in OWN)])
     setattr(module, SEAL, _digest(module))
 
 
@@ -61,7 +64,8 @@ def _digest(module: Any) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     for name in getattr(module, SEALED):
-        digest.update(f"{name} {_reach(module.potential, name)!r}".encode())
+        value = _reach(module, name[1:]) if name.startswith("/") else _reach(module.potential, name)
+        digest.update(f"{name} {value!r}".encode())
     return digest.hexdigest()
 
 

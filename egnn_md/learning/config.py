@@ -58,7 +58,10 @@ class CommitteeSection(Section):
     """Who learns."""
 
     members: int = Field(default=4, ge=2, le=64)
-    start: Literal["fresh", "last"] = Field(default="fresh", description="weights of a round: new, or the last round's")
+    start: Literal["fresh", "last"] = Field(
+        default="fresh",
+        description="weights of a round: new, or the last round's, which have seen some of what judges them now",
+    )
     bootstrap: bool = Field(default=False, description="each member sees what it drew with replacement (63 %)")
 
 
@@ -106,7 +109,10 @@ class LabelSection(Section):
     options: dict[str, Any] = Field(default={})
     processes: int = Field(default=1, ge=0)
     threads: int = Field(default=1, gt=0)
-    max_force: float | None = Field(default=None, gt=0, description="eV/Å; harder structures are not learned from")
+    #: thermal motion stays below half of it; a structure that blew up would decide the validation error by itself
+    max_force: float | None = Field(
+        default=50.0, gt=0, description="eV/Å; harder structures are neither learned from nor judged by; null: all are"
+    )
 
 
 class LearnConfig(Section):

@@ -14,8 +14,8 @@ from rich.console import Console
 from egnn_md.data.structures import CHARGE_KEY, read_frames, total_charge
 from egnn_md.errors import InputError, SimulationError
 from egnn_md.learning.config import LearnConfig
-from egnn_md.learning.sampling import InterruptedStage
 from egnn_md.simulation import MDRequest, RunDirectory, simulate
+from egnn_md.simulation.interrupts import Interrupted
 
 OVER = ("finished", "failed", "uncertain")  # a run with such a status is not gone on with
 
@@ -64,7 +64,7 @@ def run_all(config: LearnConfig, plans: list[Plan], files: list[Path], committee
     """Run what is not over yet. A run that fails is an answer, not an error.
 
     Raises:
-        InterruptedStage: a signal came; runs go on from their checkpoints.
+        Interrupted: a signal came; runs go on from their checkpoints.
         ModelFileError, MissingDependencyError, OutputError: nothing can be run here.
     """
     for plan in plans:
@@ -82,7 +82,7 @@ def run_all(config: LearnConfig, plans: list[Plan], files: list[Path], committee
             console.print(f"  {plan.folder.name} failed: {error}"[:300], highlight=False, markup=False, soft_wrap=True)
             continue
         if result.status == "interrupted":
-            raise InterruptedStage(result.exit_code)
+            raise Interrupted(result.exit_code)
 
 
 def _request(config: LearnConfig, plan: Plan, structure: Path, committee: Path) -> MDRequest:

@@ -21,21 +21,20 @@ from egnn_md.errors import ConfigError, EgnnMdError, LabellingError
 from egnn_md.learning.config import LabelledSection, LearnConfig, check_learn_config
 from egnn_md.learning.explore import candidates, outcomes, plan_runs, run_all
 from egnn_md.learning.measure import compare, measure
-from egnn_md.learning.members import COMMITTEE, labelled_count, train_members
+from egnn_md.learning.members import COMMITTEE, labelled_count, too_hard, train_members
 from egnn_md.learning.report import write_learning_report
 from egnn_md.learning.sampling import (
     LABELS,
-    InterruptedStage,
     first_structures,
     label_frames,
     sample,
     write_frames,
 )
 from egnn_md.learning.selection import describe, measure_spreads, select
-from egnn_md.learning.state import LearnState, locked
+from egnn_md.learning.state import LearnState
 from egnn_md.models.committee import CommitteePotential
-from egnn_md.simulation.files import write_atomic, write_json
-from egnn_md.simulation.interrupts import Interrupts
+from egnn_md.simulation.files import locked, write_atomic, write_json
+from egnn_md.simulation.interrupts import Interrupted, Interrupts
 from egnn_md.simulation.progress import duration
 from egnn_md.training.data import expand_files
 
@@ -73,14 +72,14 @@ def learn(config: LearnConfig, *, console: Console | None = None) -> LearnResult
     check_learn_config(config)
     folder = Path(config.output)
     console = console or Console(quiet=True)
-    with locked(folder), Interrupts() as interrupts:
+    with locked(folder / "learn.lock", "learning"), Interrupts() as interrupts:
         state = LearnState.open(folder, config)
         state.status = "running"
         state.save()
         loop = _Loop(config, folder, state, console, interrupts)
         try:
             loop.run()
-        except InterruptedStage as stop:
+        except Interrupted as stop:
             state.status = "interrupted"
             state.save()
             console.print("interrupted; the same command goes on from here", highlight=False)
@@ -129,7 +128,7 @@ class _Loop:
         if name in self.state.done:
             return
         if self.interrupts.requested:
-            raise InterruptedStage(self.interrupts.exit_code)
+            raise Interrupted(self.interrupts.exit_code)
         with self._timed(name):
             said = work()
         self.state.finish(name)
@@ -218,7 +217,7 @@ class _Loop:
         plans = plan_runs(self.config, folder / "runs", number, len(starts))
         for plan in plans:
             if self._stop():
-                raise InterruptedStage(self.interrupts.exit_code)
+                raise Interrupted(self.interrupts.exit_code)
             run_all(self.config, [plan], files, self.round_folder(number - 1) / COMMITTEE, self.console)
         found = outcomes(plans)
         self._note(number, runs=found)
@@ -244,13 +243,18 @@ class _Loop:
         folder = self.round_folder(number)
         chosen = folder / SELECTED
         if not chosen.stat().st_size:
-            self._note(number, labels={"new": 0, "failed": 0})
+            self._note(number, labels={"new": 0, "failed": 0, "too_hard": 0})
             return "nothing to label"
         frames = read_frames(chosen)
         label_frames(frames, folder / LABELS, self.config.label)
         count = labelled_count(folder / LABELS)
-        self._note(number, labels={"new": count, "failed": len(frames) - count})
-        return f"{count} new labels, {len(frames) - count} failed"
+        hard = too_hard(folder / LABELS, self.config.label.max_force)
+        self._note(number, labels={"new": count, "failed": len(frames) - count, "too_hard": hard})
+        return f"{count} new labels, {len(frames) - count} failed" + (
+            f"; {hard} with forces above label.max_force = {self.config.label.max_force:g} eV/Å are not learned from"
+            if hard
+            else ""
+        )
 
     def _train(self, number: int) -> str:
         folder = self.round_folder(number)
@@ -261,11 +265,13 @@ class _Loop:
             for index in range(self.config.committee.members):
                 shutil.copytree(before / f"member-{index}", folder / f"member-{index}", dirs_exist_ok=True)
             write_atomic(folder / COMMITTEE, (before / COMMITTEE).read_bytes())
+            self._note(number, learned_from=self._read(number - 1).get("learned_from"))
             return "nothing new to learn"
         files = self._labels(number)
         start = before if self.config.committee.start == "last" else None
         train_members(self.config, folder, number, files, start, self.console)
-        count = sum(labelled_count(path) or len(read_frames(path)) for path in files)
+        hardest = self.config.label.max_force
+        count = sum((labelled_count(path) or len(read_frames(path))) - too_hard(path, hardest) for path in files)
         self._note(number, learned_from=count)
         return f"{self.config.committee.members} members on {count} structures"
 

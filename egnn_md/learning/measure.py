@@ -29,15 +29,16 @@ def compare(committee: CommitteePotential, graphs: list[ParticleGraph]) -> dict[
     """Spread beside true error of every structure and atom.
 
     Args:
-        committee: on the CPU.
-        graphs: with labels, in the members' dtype.
+        committee: on any device.
+        graphs: with labels.
 
     Returns:
         ``structures``: lists of ``energy_std`` and ``energy_error`` (meV an atom), ``max_force_std`` and
         ``max_force_error`` (largest over the atoms), ``force_std`` and ``force_error`` (root mean square over the
         atoms), meV/Å; an atom's error is the length of the difference of the two forces. ``spearman``: rank
         correlations of spread and error ``force`` (root mean square over a structure), ``max_force``, ``atom`` (all
-        atoms of all structures) and ``energy``.
+        atoms of all structures) and ``energy``. ``mean_force_std`` and ``mean_force_error``: root mean squares over all
+        atoms, meV/Å.
     """
     columns: dict[str, list[float]] = {
         name: [] for name in (
@@ -48,7 +49,7 @@ def compare(committee: CommitteePotential, graphs: list[ParticleGraph]) -> dict[
     for start in range(0, len(graphs), BATCH):
         batch = graphs[start : start + BATCH]
         joined = ParticleGraph.join(batch).to(dtype=committee.dtype)
-        spread = evaluate_spread(committee, joined)
+        spread = evaluate_spread(committee, joined.to(device=committee.device)).cpu()
         wrong = (spread.forces - joined.labels["forces"].double()).norm(dim=1)
         energy = (spread.energy - joined.labels["energy"]).abs()
         atom_spread.append(spread.force_std.numpy() * MEV)

@@ -13,9 +13,9 @@ from egnn_md.data.labelling import ID_KEY
 from egnn_md.data.structures import read_frames
 from egnn_md.errors import InputError
 from egnn_md.learning.config import LearnConfig, train_config
-from egnn_md.learning.sampling import InterruptedStage
 from egnn_md.models.committee import make_committee
 from egnn_md.simulation.files import write_atomic
+from egnn_md.simulation.interrupts import Interrupted
 from egnn_md.training.train import train
 
 COMMITTEE = "committee.safetensors"
@@ -43,7 +43,7 @@ def train_members(
         The committee's file.
 
     Raises:
-        InterruptedStage: a signal came; the training goes on from its checkpoint.
+        Interrupted: a signal came; the training goes on from its checkpoint.
         TrainingError, InputError: see :func:`egnn_md.training.train.train`.
     """
     models = []
@@ -71,7 +71,7 @@ def train_members(
         )
         result = train(settings, resume=True)
         if not result.finished:
-            raise InterruptedStage
+            raise Interrupted
         assert result.model is not None  # this process is alone
         models.append(result.model)
         for line in result.summary:
@@ -114,3 +114,10 @@ def labelled_count(path: Path) -> int:
     if not path.exists() or not path.stat().st_size:
         return 0
     return sum(ID_KEY in atoms.info for atoms in read_frames(path))
+
+
+def too_hard(path: Path, max_force: float | None) -> int:
+    """How many labelled frames of a file feel more than ``max_force`` (eV/Å) somewhere and are not learned from."""
+    if max_force is None or not path.exists() or not path.stat().st_size:
+        return 0
+    return sum(float(np.linalg.norm(atoms.get_forces(), axis=1).max()) > max_force for atoms in read_frames(path))

@@ -60,13 +60,14 @@ ERRORS: tuple[tuple[str, Callable[[dict[str, Any]], Any], bool | None], ...] = (
     ("Rank correlation, worst atoms of structures", _at("test", "spearman", "max_force"), False),
     ("Rank correlation, atoms", _at("test", "spearman", "atom"), False),
     ("Rank correlation, energies", _at("test", "spearman", "energy"), False),
-    ("Mean force spread / (eV/Å)", _at("test", "mean_force_std"), None),
-    ("Mean force error / (eV/Å)", _at("test", "mean_force_error"), None),
+    ("Mean force spread / (meV/Å)", _at("test", "mean_force_std"), None),
+    ("Mean force error / (meV/Å)", _at("test", "mean_force_error"), None),
 )
 BROUGHT: tuple[Row, ...] = (
     ("Structures learned from", _at("learned_from")),
     ("New labels", _at("labels", "new")),
     ("Labels that failed", _at("labels", "failed")),
+    ("Labels too hard to learn from", _at("labels", "too_hard")),
     ("Candidates", _at("selection", "candidates")),
     ("Median spread of candidates / (eV/Å)", _at("selection", "spread", "median")),
     ("90 % of them below / (eV/Å)", _at("selection", "spread", "90%")),

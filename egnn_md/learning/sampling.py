@@ -17,18 +17,11 @@ from egnn_md.data.structures import read_frames, total_charge
 from egnn_md.errors import LabellingError
 from egnn_md.learning.config import LabelSection, SampleSection
 from egnn_md.simulation.files import write_atomic
+from egnn_md.simulation.interrupts import Interrupted
 from egnn_md.simulation.mechanics import maxwell_boltzmann
 from egnn_md.training.data import expand_files
 
 LABELS = "labels.extxyz"
-
-
-class InterruptedStage(Exception):  # noqa: N818 - no error: the user asked for the end
-    """A signal ended a stage; what it wrote is kept, and running it again goes on."""
-
-    def __init__(self, exit_code: int = 130) -> None:
-        super().__init__()
-        self.exit_code = exit_code
 
 
 def write_frames(path: Path, frames: list[Atoms]) -> None:
@@ -48,7 +41,7 @@ def sample(section: SampleSection, reference: LabelSection, folder: Path, key: s
     """Frames by the reference method in ``folder``, a file a trajectory, then all in ``structures.extxyz``.
 
     Raises:
-        InterruptedStage: ``stop()`` said so; trajectories that are whole are kept.
+        Interrupted: ``stop()`` said so; trajectories that are whole are kept.
         LabellingError: the reference method failed in the middle of the dynamics.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -86,7 +79,7 @@ def _dynamics(
     steps = section.equilibration + section.interval * section.frames
     for step in range(1, steps + 1):
         if stop():
-            raise InterruptedStage
+            raise Interrupted
         try:
             if dynamics is None:  # it evaluates forces at once
                 dynamics = LangevinBAOAB(
@@ -122,7 +115,7 @@ def label_frames(frames: list[Atoms], output: Path, reference: LabelSection) -> 
     """Labels of ``frames`` in ``output``; what is there already is skipped.
 
     Raises:
-        InterruptedStage: a signal came.
+        Interrupted: a signal came.
         LabellingError, InputError, MissingDependencyError: see :func:`egnn_md.data.labelling.label`.
     """
     summary = label(
@@ -134,5 +127,5 @@ def label_frames(frames: list[Atoms], output: Path, reference: LabelSection) -> 
         threads=reference.threads,
     )
     if summary.interrupted:
-        raise InterruptedStage
+        raise Interrupted
     return summary

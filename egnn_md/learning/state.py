@@ -1,19 +1,16 @@
-"""Where a learning loop is: one small file, replaced atomically, and the lock of its directory."""
+"""Where a learning loop is: one small file, replaced atomically."""
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from egnn_md.errors import ConfigError, InputError
 from egnn_md.learning.config import FREE_KEYS, LearnConfig
-from egnn_md.simulation.files import write_json, writing
+from egnn_md.simulation.files import write_json
 
 FORMAT = 1
 STATE = "state.json"
@@ -84,26 +81,3 @@ def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> 
             yield from _differences(before, now, f"{prefix}{key}.")
         elif before != now:
             yield f"{prefix}{key}", before, now
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep every other process out of ``folder`` inside the block.
-
-    Raises:
-        InputError: another process is learning there.
-    """
-    path = folder / "learn.lock"
-    with writing(path):
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"another process is learning in {folder}; wait for it or stop it first") from None
-        except OSError:  # a file system without locks: better unlocked than not at all
-            pass
-        yield
-    finally:
-        os.close(handle)

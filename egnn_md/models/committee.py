@@ -9,8 +9,9 @@ where nothing does (query by committee: Seung, Opper and Sompolinsky, COLT 1992)
 | σ_E | sqrt(mean_m (E_m - E)²) | ``Spread.energy_std``, eV |
 | σ_i | sqrt(mean_m abs(F_m,i - F_i)²) | ``Spread.force_std``, eV/Å, one an atom |
 
-Means are over the M members, divided by M and not by M - 1: σ_i is then the model deviation of Zhang et al., Phys. Rev.
-Mater. 3, 023804 (2019). sqrt(M / (M - 1)) makes the unbiased sample's out of it.
+Means are over the M members, divided by M and not by M - 1: σ_i is then the model deviation of L. Zhang et al., Phys.
+Rev. Mater. 3, 023804 (2019), by which DP-GEN selects (Y. Zhang et al., Comput. Phys. Commun. 253, 107206, 2020).
+sqrt(M / (M - 1)) makes the unbiased sample's out of it.
 """
 
 from collections.abc import Sequence
@@ -330,6 +331,7 @@ def _card(members: Sequence[Potential], digests: Sequence[str], name: str, descr
         measured={f"member {index}": _numbers(card.measured) for index, card in enumerate(cards)},
         intended_use=together([card.intended_use for card in cards]),
         limits=together([card.limits for card in cards]),
+        needs=together([card.needs for card in cards]),
     )
 
 

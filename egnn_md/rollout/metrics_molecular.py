@@ -103,6 +103,7 @@ def diffusion(
     masses: NDArray | None = None,
     fit: tuple[float, float] = (0.1, 0.4),
     groups: int = 10,
+    chosen: NDArray | None = None,
 ) -> Diffusion | None:
     """``D = slope of <|x(t) - x(0)|²> / 6`` by least squares; None if there are too few frames.
 
@@ -115,6 +116,7 @@ def diffusion(
         masses: (N,) of the centre of mass; equal if None.
         fit: first and last lag as shares of the run: late enough to be past the ballistic motion.
         groups: of particles, by their order modulo ``groups``.
+        chosen: (N,) bool, the particles that are averaged over; the centre of mass is that of all. None for all.
 
     Raises:
         InputError: positions that are not finite.
@@ -128,8 +130,9 @@ def diffusion(
         return None
     weights = np.ones(particles) if masses is None else masses
     centre = np.einsum("n,fnd->fd", weights / weights.sum(), positions)
-    displacement = mean_squared_displacement(positions - centre[:, None])
-    groups = min(groups, particles)
+    moving = positions - centre[:, None]
+    displacement = mean_squared_displacement(moving if chosen is None else moving[:, chosen])
+    groups = min(groups, displacement.shape[1])
     slopes = []
     lags = np.arange(first, last + 1) * interval
     for group in range(groups):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -63,6 +64,28 @@ def keep_as(path: Path, other: Path) -> None:
         write_atomic(other, path.read_bytes())
         return
     os.replace(temporary, other)
+
+
+@contextmanager
+def locked(path: Path, busy: str) -> Iterator[None]:
+    """Keep every other process that locks ``path`` out inside the block; its directory is made.
+
+    Raises:
+        InputError: another process is there: ``busy`` says doing what.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"another process is {busy} in {path.parent}; wait for it or stop it first") from None
+        except OSError:  # a file system without locks: better unlocked than not at all
+            pass
+        yield
+    finally:
+        os.close(handle)
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

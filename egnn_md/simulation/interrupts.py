@@ -8,6 +8,14 @@ from types import FrameType
 from typing import Any, Self
 
 
+class Interrupted(Exception):  # noqa: N818 - no error: the user asked for the end
+    """A signal ended a stage of work; what it wrote is kept, and the same command goes on from there."""
+
+    def __init__(self, exit_code: int = 130) -> None:
+        super().__init__()
+        self.exit_code = exit_code
+
+
 class Interrupts:
     """Context in which the first SIGINT or SIGTERM only sets ``signal``; a second one interrupts at once.
 

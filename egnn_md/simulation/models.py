@@ -12,6 +12,7 @@ import numpy as np
 
 from egnn_md.errors import InputError
 from egnn_md.simulation.hydrogens import HYDROGEN, check_hydrogens
+from egnn_md.simulation.protonation import residue_charge
 from egnn_md.simulation.request import MDRequest
 from egnn_md.simulation.structure import Structure
 
@@ -45,7 +46,7 @@ def open_model(request: MDRequest, model: Potential | None = None) -> tuple[Pote
 
     Raises:
         ModelFileError: no such model, or a file that is not one.
-        InputError: a file that holds no potential.
+        InputError: a file that holds no potential, or one that is to be added to energy terms that a run has not.
     """
     import torch
 
@@ -55,6 +56,7 @@ def open_model(request: MDRequest, model: Potential | None = None) -> tuple[Pote
     from egnn_md.models.base import Potential
 
     if model is not None:
+        check_whole(model, request)
         return model, _describe(model, "Python object")
     split = request.devices > 1 or launched()
     loaded = load_model(request.model, dtype=getattr(torch, request.dtype))
@@ -63,6 +65,7 @@ def open_model(request: MDRequest, model: Potential | None = None) -> tuple[Pote
             f"--model {request.model} is a {type(loaded).__name__}, not a potential; "
             "molecular dynamics needs one that gives energies"
         )
+    check_whole(loaded, request)
     source = request.model
     if Path(source).is_file():
         source = Path(source).name
@@ -97,23 +100,54 @@ def closing_models() -> Iterator[Callable[[Any], Any]]:
                 model.close()
 
 
+def check_whole(model: Potential, request: MDRequest) -> None:
+    """Refuse a model that is a part of the energy only, unless ``request.without_prior`` says that this is meant.
+
+    Raises:
+        InputError: says what is missing, and how to run the model with it.
+    """
+    card = getattr(model, "card", None)
+    if card is None or not card.needs or request.without_prior:
+        return
+    name = card.name or request.model
+    raise InputError(
+        f"the model {name!r} is only a part of the energy and must not run alone; it needs {card.needs}. To run it "
+        "alone all the same, give --without-prior"
+    )
+
+
 def check_model(model: Potential, structure: Structure) -> None:
     """Refuse what the model was not made for.
 
     Raises:
         UnknownElementError: the structure holds an element that the model does not know.
-        InputError: the model knows hydrogen, and residues of the structure have lost theirs.
+        InputError: the model knows hydrogen, and residues of the structure have lost theirs; a total charge that the
+            model does not know.
     """
     import torch
 
+    from egnn_md.models.charges import check_charge, check_electrons
     from egnn_md.models.evaluate import check_elements
 
     check_elements(model, torch.as_tensor(structure.numbers))
-    if HYDROGEN in model.elements:
-        ends = np.searchsorted(structure.residues, np.arange(len(structure.residue_names)), side="right")
-        starts = np.concatenate([[0], ends[:-1]])
-        residues = [
-            (f"{name} {index + 1}", structure.numbers[start:end].tolist())
-            for index, (name, start, end) in enumerate(zip(structure.residue_names, starts, ends, strict=True))
-        ]
+    charge, where = structure.charge, "the structure"
+    if HYDROGEN in model.elements:  # one of real atoms, all of them
+        residues = _residues(structure)
         check_hydrogens(residues, structure.bonds.tolist())
+        if charge is None:
+            charge = residue_charge(residues, structure.bonds.tolist())
+            where = "the structure, by the hydrogens of its residues,"
+        if charge is None:
+            check_electrons(model, structure.numbers)
+    if charge is not None:
+        check_charge(model, charge, where)
+
+
+def _residues(structure: Structure) -> list[tuple[str, list[int]]]:
+    """Label and atomic numbers of each residue."""
+    ends = np.searchsorted(structure.residues, np.arange(len(structure.residue_names)), side="right")
+    starts = np.concatenate([[0], ends[:-1]])
+    return [
+        (f"{name} {index + 1}", structure.numbers[start:end].tolist())
+        for index, (name, start, end) in enumerate(zip(structure.residue_names, starts, ends, strict=True))
+    ]

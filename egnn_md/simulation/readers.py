@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from egnn_md.data.structures import CHARGE_KEY, total_charge
 from egnn_md.errors import InputError
 from egnn_md.simulation.molecules import infer_bonds
 from egnn_md.simulation.structure import Structure
@@ -111,6 +112,7 @@ def structure_from_atoms(atoms: object) -> Structure:
     if not isinstance(atoms, Atoms):
         raise InputError(f"expected ase.Atoms, got {type(atoms).__name__}")
     n = len(atoms)
+    named = CHARGE_KEY in atoms.info or atoms.has("initial_charges")
     raw = Structure(
         numbers=np.array(atoms.numbers, dtype=np.int64),
         positions=np.array(atoms.positions, dtype=np.float64),
@@ -122,6 +124,7 @@ def structure_from_atoms(atoms: object) -> Structure:
         residue_names=np.array(["UNK"]),
         chains=np.zeros(1, dtype=np.int64),
         bonds=np.zeros((0, 2), dtype=np.int64),
+        charge=total_charge(atoms) if named else None,
     )
     structure = _finish(raw)
     names, residues, residue_names = _name_residues(structure)
@@ -160,7 +163,10 @@ def _read_with_ase(path: str) -> Structure:
         raise InputError(f"{path} cannot be read as a structure: {type(error).__name__}: {error}") from error
     if isinstance(atoms, list):
         raise InputError(f"{path} names several structures; choose one, as in file.extxyz@-1")
-    return structure_from_atoms(atoms)
+    try:
+        return structure_from_atoms(atoms)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def read_structure(path: str | Path, topology: str | Path | None = None) -> Structure:
@@ -189,4 +195,6 @@ def read_structure(path: str | Path, topology: str | Path | None = None) -> Stru
             f"topology {topology} ({len(other)} atoms, {other.formula}) differs from the positions in {text} "
             f"({len(structure)} atoms, {structure.formula}); both must list the same elements in one order"
         )
-    return _finish(replace(other, positions=structure.positions, cell=structure.cell, pbc=structure.pbc))
+    charge = other.charge if structure.charge is None else structure.charge
+    moved = replace(other, positions=structure.positions, cell=structure.cell, pbc=structure.pbc, charge=charge)
+    return _finish(moved)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from egnn_md.errors import ConfigError
 from egnn_md.simulation.options import OptionsModel
 
 
@@ -22,6 +24,7 @@ class MDRequest(OptionsModel):
     structure: str | None = Field(None, description="structure file; not needed with --continue-from")
     topology: str | None = Field(None, description="file whose residues and bonds replace those of the structure")
     model: str = Field("water", description="registered name, or path of a model file")
+    without_prior: bool = Field(False, description="run a model without the energy terms that its card says it needs")
     engine: Literal["openmm", "ase"] = "openmm"
     ensemble: Literal["nve", "nvt", "npt"] = "nvt"
     steps: int = Field(gt=0, description="number of time steps in all")
@@ -100,6 +103,32 @@ class MDRequest(OptionsModel):
         if self.ensemble != "nve" and self.temperature == 0:
             raise ValueError(f"--temperature 0 has no meaning with --ensemble {self.ensemble}; use --ensemble nve")
         return self
+
+    def check_given(self, given: Iterable[str]) -> None:
+        """Refuse options that a user gave and that would have no effect beside the others.
+
+        Args:
+            given: names of fields that were given, as opposed to left at their defaults.
+
+        Raises:
+            ConfigError: names the option and what it goes with.
+        """
+        nose_hoover = self.ensemble != "nve" and self.thermostat == "nose-hoover"
+        langevin = self.ensemble != "nve" and self.thermostat == "langevin"
+        needs = {
+            "pressure": (self.ensemble == "npt", "--ensemble npt"),
+            "friction": (langevin, "--ensemble nvt or npt with --thermostat langevin"),
+            "thermostat_time": (nose_hoover, "--ensemble nvt or npt with --thermostat nose-hoover"),
+            "minimize_steps": (self.minimize, "--minimize"),
+            "minimize_force": (self.minimize, "--minimize"),
+            "on_uncertainty": (self.max_uncertainty is not None, "--max-uncertainty"),
+        }
+        for name, (used, other) in needs.items():
+            if name in given and not used:
+                raise ConfigError(
+                    f"{self.option(name)} {getattr(self, name)} has no effect here: it goes with {other}; give that, "
+                    "or leave it out"
+                )
 
     def remedy(self) -> str:
         """How else to get what a resumed run cannot change."""

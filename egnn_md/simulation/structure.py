@@ -36,6 +36,7 @@ class Structure:
         residue_names: (R,) str.
         chains: (R,) int64, index of the chain of each residue, ascending.
         bonds: (M, 2) int64.
+        charge: total, e, where the file says it.
     """
 
     numbers: np.ndarray
@@ -48,6 +49,7 @@ class Structure:
     residue_names: np.ndarray
     chains: np.ndarray
     bonds: np.ndarray
+    charge: int | None = None
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -196,13 +198,16 @@ class Structure:
 
     def save(self, path: Path) -> None:
         """Write every field to an ``.npz`` without pickles."""
-        np.savez(path, **{name: getattr(self, name) for name in self.__dataclass_fields__})
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        np.savez(path, **{name: value for name, value in values.items() if value is not None})
 
     @classmethod
     def load(cls, path: Path) -> Structure:
         """Read what ``save`` wrote. Raises InputError if the file is damaged."""
         try:
             with np.load(path, allow_pickle=False) as archive:
-                return cls(**{name: archive[name] for name in cls.__dataclass_fields__})
+                charge = int(archive["charge"]) if "charge" in archive else None
+                arrays = {name: archive[name] for name in cls.__dataclass_fields__ if name != "charge"}
+                return cls(**arrays, charge=charge)
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise InputError(f"{path} cannot be read as a structure: {error}") from error

@@ -30,7 +30,6 @@ class UncertaintyWatch:
     Attributes:
         interval: steps between looks.
         stopped: what ended the run: atom, element, value and step; empty while it goes on.
-        found: frames above the limit that this process wrote.
     """
 
     def __init__(self, evaluator: SpreadEvaluator, structure: Structure, request: MDRequest) -> None:
@@ -40,7 +39,6 @@ class UncertaintyWatch:
         self.limit = request.max_uncertainty
         self.stops = request.on_uncertainty == "stop"
         self.stopped = ""
-        self.found = 0
         self._evaluator = evaluator
         self._structure = structure
         self._timestep = request.timestep
@@ -88,7 +86,6 @@ class UncertaintyWatch:
             self._file = AppendFile(self._run.uncertain)
         self._file.append(self._encode(step, seen, spread, atom, value))
         self._file.sync()  # before the next checkpoint, which goes on behind it
-        self.found += 1
 
     def _encode(self, step: int, seen: Observation, spread: Spread, atom: int, value: float) -> bytes:
         """One structure as extended XYZ. Energies are the committee's, under names that no reader takes for labels."""

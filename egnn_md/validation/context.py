@@ -151,8 +151,7 @@ class Context:
             if moving.cells is not None:
                 atoms.set_cell(moving.cells[index])
             atoms.info = {"temperature": float(kelvin), "step": int(moving.steps[index])}
-            if self.request.charge:
-                atoms.info["charge"] = self.request.charge
+            atoms.info["charge"] = self.request.charge
             found.append(atoms)
         return found
 

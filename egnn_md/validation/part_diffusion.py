@@ -30,15 +30,24 @@ UNIT = "10⁻⁵ cm²/s"
 SCALE = CM2_PER_S_PER_ANGSTROM2_PER_FS * 1e5  # from Å²/fs to UNIT
 
 
-def coefficient(positions: np.ndarray, interval: float, masses: np.ndarray) -> Estimate | None:
-    """D in 10⁻⁵ cm²/s from (F, N, 3) unwrapped positions; None if there are too few frames.
+def coefficient(
+    positions: np.ndarray, interval: float, masses: np.ndarray, chosen: np.ndarray | None = None
+) -> Estimate | None:
+    """D in 10⁻⁵ cm²/s of the ``chosen`` (N,) of all particles (None: of all); None if there are too few frames.
 
     Its error is the larger of two: over groups of particles, and over stretches of the run.
+
+    Args:
+        positions: (F, N, 3) Å, unwrapped, of all particles, whose centre of mass is held still.
+        interval: fs between frames.
+        masses: (N,) amu.
+        chosen: bool.
     """
-    whole = diffusion(positions, interval, masses=masses, fit=FIT)
+    whole = diffusion(positions, interval, masses=masses, fit=FIT, chosen=chosen)
     if whole is None:
         return None
-    parts = [diffusion(part, interval, masses=masses, fit=FIT) for part in np.array_split(positions, STRETCHES)]
+    stretches = np.array_split(positions, STRETCHES)
+    parts = [diffusion(part, interval, masses=masses, fit=FIT, chosen=chosen) for part in stretches]
     values = np.array([part.value for part in parts if part is not None])
     spread = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
     return Estimate(whole.value * SCALE, max(whole.error, spread) * SCALE, spread * SCALE)
@@ -92,7 +101,7 @@ def measure(context: Context) -> PartReport:
     for number in np.unique(structure.numbers):
         mine = structure.numbers == number
         symbol = structure.symbols[int(np.flatnonzero(mine)[0])]
-        one = coefficient((positions - centre[:, None])[:, mine], interval, structure.masses[mine])
+        one = coefficient(positions, interval, structure.masses, mine)
         if one is not None and mine.sum() > 1 and len(np.unique(structure.numbers)) > 1:
             rows.append([symbol, with_error(one.value, one.error)])
             report.estimate("diffusion", one, UNIT, of=symbol)

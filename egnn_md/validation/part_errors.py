@@ -96,14 +96,14 @@ def collect(model: Potential, files: list[str], name: str) -> Pairs:
     size = max(BATCH_ATOMS // largest, 1)
     pairs.summary = measure_errors(model, found.graphs, batch_size=size, evaluator=keep)
     if isinstance(model, CommitteePotential):
-        pairs.summary |= {f"rank_correlation_{k}": v for k, v in _calibration(model, found.graphs).items()}
+        pairs.summary |= _calibration(model, found.graphs)
     return pairs
 
 
 def _calibration(model: CommitteePotential, graphs: list[ParticleGraph]) -> dict[str, float]:
     found = compare(model, graphs)
-    known = {key: value for key, value in found["spearman"].items() if value is not None}
-    return {**known, "mean_spread": found["mean_force_std"], "mean_error": found["mean_force_error"]}
+    known = {f"rank_correlation_{key}": value for key, value in found["spearman"].items() if value is not None}
+    return {**known, "mean_force_spread": found["mean_force_std"], "mean_force_error": found["mean_force_error"]}
 
 
 def root_mean_square(sums: Array, counts: Array, seed: int = 0) -> Estimate:
@@ -197,7 +197,9 @@ def _tell(report: PartReport, pairs: Pairs, context: Context) -> None:
             report.number(key, pairs.summary[key], UNITS["stress"], of=pairs.name)
     for key, value in pairs.summary.items():
         if key.startswith("rank_correlation_"):
-            report.number(key, value, "eV/Å" if "mean" in key else "", of=pairs.name)
+            report.number(key, value, "", of=pairs.name)
+        elif key.startswith("mean_force_"):
+            report.number(key, value, UNITS["force"], of=pairs.name)
     if "rank_correlation_force" in pairs.summary:
         rho = pairs.summary["rank_correlation_force"]
         report.verdict(

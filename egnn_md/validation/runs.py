@@ -13,6 +13,7 @@ from rich.console import Console
 from egnn_md.errors import InputError, SimulationError
 from egnn_md.models.base import Potential
 from egnn_md.simulation import MDRequest, RunDirectory, simulate
+from egnn_md.simulation.interrupts import Interrupted
 from egnn_md.simulation.recorder import read_log
 from egnn_md.simulation.structure import Structure
 
@@ -21,12 +22,8 @@ FRAMES = 200  # of a run, about
 ROWS = 500  # of its log, about
 
 
-class InterruptedRun(Exception):  # noqa: N818 - no error: the user asked for the end
-    """A signal ended a run; the same command goes on from there."""
-
-    def __init__(self, exit_code: int = 130) -> None:
-        super().__init__()
-        self.exit_code = exit_code
+#: What :func:`ensure_run` raises after a signal; the same command goes on from there.
+InterruptedRun = Interrupted
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import shlex
 import shutil
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +20,7 @@ from egnn_md.checkpoint import read_header
 from egnn_md.errors import ConfigError, DeviceError, EgnnMdError, InputError, MissingDependencyError, OutputError
 from egnn_md.models.base import Potential
 from egnn_md.report.evaluation import plain
-from egnn_md.simulation.files import write_atomic, write_json, writing
+from egnn_md.simulation.files import locked, write_atomic, write_json, writing
 from egnn_md.simulation.machine import machine, versions
 from egnn_md.simulation.models import check_model, open_model
 from egnn_md.simulation.progress import duration
@@ -104,7 +101,7 @@ def validate(
     context = Context(request, loaded, model, teacher, folder, console)
     if request.structure is not None:
         check_model(loaded, context.structure())
-    with _locked(folder):
+    with locked(folder / "validation.lock", "validating"):
         _begin(context, description, overwrite)
         _announce(context)
         for name in request.chosen:
@@ -118,7 +115,8 @@ def validate(
 def _open(request: ValidateRequest, model: Potential | None) -> tuple[Potential, dict[str, Any]]:
     """The potential on its device, and what the record says about it."""
     values = {"structure": "none", "model": request.model, "device": request.device, "dtype": request.dtype}
-    asked = MDRequest.parse({**values, "steps": 1, "output": request.output})
+    # labels of a part of the energy are measured as they are; runs of it are refused by themselves
+    asked = MDRequest.parse({**values, "steps": 1, "output": request.output, "without_prior": True})
     if model is not None:
         return open_model(asked, model)
     header = read_header(request.model)
@@ -262,21 +260,3 @@ def _record(context: Context, description: dict[str, Any]) -> dict[str, Any]:
         "versions": versions(),
         "machine": machine(request.device),
     }
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keep every other process out of ``folder``. Raises InputError if one is there."""
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder / "validation.lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"another process is validating in {folder}; wait for it or stop it first") from None
-        except OSError:  # a file system without locks: better unlocked than not at all
-            pass
-        yield
-    finally:
-        os.close(handle)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,9 @@ import numpy as np
 import torch
 from ase import Atoms
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
-from ase.data import chemical_symbols
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from egnn_md.checkpoint import load_model
-from egnn_md.errors import InputError, SimulationError
+from egnn_md.errors import InputError
 from egnn_md.graph import COINCIDENT, ParticleGraph, check_structure
 from egnn_md.kernels import accelerate
 from egnn_md.models.base import Potential
@@ -26,8 +23,8 @@ from egnn_md.models.evaluate import EvaluatesItself, check_elements, evaluate
 from egnn_md.neighbors import VerletList, VerletStatistics, neighbor_list
 from egnn_md.neighbors.frame import Frame
 from egnn_md.neighbors.verlet import check_skin
+from egnn_md_ase.inputs import own_potential, plain, refuse_nan, resolve_device, resolve_dtype
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
 DRIVES = ("mean", "first")
 SPREADS = ("energy_std", "energy_std_per_atom", "force_std")
 SPREAD_INTERVAL = 20  # evaluations
@@ -91,8 +88,8 @@ class FastEGNNCalculator(Calculator):
         uncertainty_interval: int | None = None,
     ) -> None:
         super().__init__()
-        self.dtype = _dtype(dtype)
-        self.device = _device(device)
+        self.dtype = resolve_dtype(dtype)
+        self.device = resolve_device(device)
         check_skin(skin)
         # an unknown or missing backend speaks up now, not at the first step
         neighbor_list(np.zeros((1, 3)), np.zeros((3, 3)), np.zeros(3, dtype=bool), 1.0, backend=backend)
@@ -101,7 +98,7 @@ class FastEGNNCalculator(Calculator):
             self.model = model  # it holds processes, of which there is no copy, and its options are its own
             self.dtype = model.dtype
         else:
-            self.model = accelerate(_potential(model, self.device, self.dtype), kernels)
+            self.model = accelerate(own_potential(model, self.device, self.dtype), kernels)
         self._committee = self._take_committee(drive, uncertainty_interval)
         self._graphs = CudaGraphEvaluator(self.model) if cuda_graphs else None
         name = str(model) if isinstance(model, (str, Path)) else type(model).__name__
@@ -110,7 +107,9 @@ class FastEGNNCalculator(Calculator):
             skin=skin if skin == "auto" else float(skin), backend=backend, kernels=kernels,
             cuda_graphs=bool(cuda_graphs), drive=drive, uncertainty_interval=uncertainty_interval,
         )  # fmt: skip
-        self._neighbors = VerletList(self.model.cutoff, skin, backend, dtype=self.dtype)
+        # members may differ in cutoff, and the spread asks all of them with one list
+        reach = self.model.cutoff if self._committee is None else self._committee.cutoff
+        self._neighbors = VerletList(reach, skin, backend, dtype=self.dtype)
         self._frame = Frame()
         self._numbers = np.zeros(0, dtype=int)
         self._species = self._batch = torch.zeros(0, dtype=torch.long, device=self.device)
@@ -241,14 +240,14 @@ class FastEGNNCalculator(Calculator):
         results: dict[str, Any] = {
             "energy": energy,
             "free_energy": energy,
-            "energies": _plain(answer["energies"]),
+            "energies": plain(answer["energies"]),
         }
-        _refuse_nan(results["energies"], "energy", "eV", atoms)
+        refuse_nan(results["energies"], "energy", "eV", atoms)
         if forces:
-            results["forces"] = _plain(answer["forces"])
-            _refuse_nan(results["forces"], "force", "eV/Å", atoms)
+            results["forces"] = plain(answer["forces"])
+            refuse_nan(results["forces"], "force", "eV/Å", atoms)
         if stress:
-            results["stress"] = full_3x3_to_voigt_6_stress(_plain(answer["stress"])[0])
+            results["stress"] = full_3x3_to_voigt_6_stress(plain(answer["stress"])[0])
         return results
 
     def _evaluate_members(self, atoms: Atoms, stress: bool) -> dict[str, Any]:
@@ -260,14 +259,14 @@ class FastEGNNCalculator(Calculator):
         results = {
             "energy": energy,
             "free_energy": energy,
-            "energies": _plain(spread.energies),
-            "forces": _plain(spread.forces),
+            "energies": plain(spread.energies),
+            "forces": plain(spread.forces),
             **self._deviations(spread),
         }
-        _refuse_nan(results["energies"], "energy", "eV", atoms)
-        _refuse_nan(results["forces"], "force", "eV/Å", atoms)
+        refuse_nan(results["energies"], "energy", "eV", atoms)
+        refuse_nan(results["forces"], "force", "eV/Å", atoms)
         if spread.stress is not None:
-            results["stress"] = full_3x3_to_voigt_6_stress(_plain(spread.stress)[0])
+            results["stress"] = full_3x3_to_voigt_6_stress(plain(spread.stress)[0])
         return results
 
     def _spread(self, atoms: Atoms) -> dict[str, Any]:
@@ -281,7 +280,7 @@ class FastEGNNCalculator(Calculator):
         return {
             "energy_std": float(spread.energy_std[0]),
             "energy_std_per_atom": float(spread.energy_std_per_atom[0]),
-            "force_std": _plain(spread.force_std),
+            "force_std": plain(spread.force_std),
         }
 
     @staticmethod
@@ -337,60 +336,3 @@ class FastEGNNCalculator(Calculator):
         self._species = species.to(self.device)
         self._batch = torch.zeros_like(self._species)
         self._numbers = np.array(numbers)
-
-
-def _plain(tensor: torch.Tensor) -> np.ndarray:
-    return tensor.double().cpu().numpy()
-
-
-def _refuse_nan(values: np.ndarray, what: str, unit: str, atoms: Atoms) -> None:
-    if np.isfinite(values).all():
-        return
-    finite = np.isfinite(values).reshape(len(atoms), -1).all(axis=1)
-    bad = int(np.flatnonzero(~finite)[0])
-    symbol, place = chemical_symbols[atoms.numbers[bad]], np.round(atoms.positions[bad], 3).tolist()
-    raise SimulationError(
-        f"the model gave atom {bad} ({symbol}) at {place} Å the {what} {values[bad].tolist()} {unit}, "
-        "which is not finite; go back to the last good frame and take a shorter timestep, or relax first"
-    )
-
-
-def _dtype(dtype: str | torch.dtype) -> torch.dtype:
-    found = DTYPES.get(str(dtype).removeprefix("torch."))
-    if found is None:
-        raise InputError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
-    return found
-
-
-def _device(device: str | torch.device) -> torch.device:
-    """The device, if this computer has it."""
-    try:
-        found = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise InputError(f"unknown device {device!r}; use cpu, cuda or cuda:1") from error
-    if found.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (found.index or 0) >= count:
-            raise InputError(
-                f"the device {device!s} is not there (CUDA devices found: {count}); use device='cpu', or see "
-                "`egnn-md doctor`"
-            )
-    elif found.type != "cpu":
-        raise InputError(f"the device {device!s} is not supported; use cpu or cuda")
-    return found
-
-
-def _potential(model: str | Path | Potential, device: torch.device, dtype: torch.dtype) -> Potential:
-    """An own copy of the model that is ready to be evaluated."""
-    if isinstance(model, (str, Path)):
-        found = load_model(model)
-    elif isinstance(model, torch.nn.Module):
-        found = copy.deepcopy(model)
-    else:
-        raise InputError(f"model must be a name, a path or a Potential, not {type(model).__name__}")
-    if not isinstance(found, Potential):
-        raise InputError(
-            f"the model {str(model)[:80]!r} is a {type(found).__name__}, which gives no energies; "
-            "a potential is needed (see `egnn-md info`)"
-        )
-    return found.to(device=device, dtype=dtype).eval().requires_grad_(False)

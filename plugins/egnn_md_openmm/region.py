@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from egnn_md.errors import InputError
 from egnn_md.models.charges import check_charge
 from egnn_md.simulation.hydrogens import HYDROGEN, check_hydrogens
+from egnn_md.simulation.protonation import residue_charge
 from egnn_md_openmm.topology import describe
 
 if TYPE_CHECKING:
@@ -103,6 +104,30 @@ def check_region(
 
 def check_region_hydrogens(topology: app.Topology, atoms: Sequence[int] | None = None) -> None:
     """Refuse residues of the region (None: all) without their hydrogens; see :func:`check_hydrogens`."""
+    check_hydrogens(*_residues(topology, atoms))
+
+
+def check_topology(topology: app.Topology, model: Any) -> None:
+    """Refuse a topology without its hydrogens, or with a charge that its residues show and the model does not know.
+
+    Only for a model of real atoms, all of them: one that knows hydrogen.
+
+    Raises:
+        InputError: see :func:`check_hydrogens` and :func:`check_charge`.
+    """
+    if HYDROGEN not in getattr(model, "elements", ()):
+        return
+    residues, bonds = _residues(topology)
+    check_hydrogens(residues, bonds)
+    charge = residue_charge(residues, bonds)
+    if charge is not None:
+        check_charge(model, charge, "the topology, by the hydrogens of its residues,")
+
+
+def _residues(
+    topology: app.Topology, atoms: Sequence[int] | None = None
+) -> tuple[list[tuple[str, list[int]]], list[tuple[int, int]]]:
+    """Label and atomic numbers of each residue (of ``atoms``, None: all), and the bonds, counted through these."""
     wanted = None if atoms is None else set(atoms)
     residues: list[tuple[str, list[int]]] = []
     places: dict[int, int] = {}
@@ -113,7 +138,7 @@ def check_region_hydrogens(topology: app.Topology, atoms: Sequence[int] | None =
             numbers = [0 if atom.element is None else int(atom.element.atomic_number) for atom in mine]
             residues.append((f"{residue.name} {residue.id}", numbers))
     pairs = ((bond.atom1.index, bond.atom2.index) for bond in topology.bonds())
-    check_hydrogens(residues, [(places[a], places[b]) for a, b in pairs if a in places and b in places])
+    return residues, [(places[a], places[b]) for a, b in pairs if a in places and b in places]
 
 
 def region_charge(system: openmm.System, atoms: Iterable[int]) -> int | None:

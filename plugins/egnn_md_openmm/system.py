@@ -281,9 +281,14 @@ def create_system(
         The system; ``openmm.app.Simulation`` and any integrator or barostat take it from here.
 
     Raises:
-        As :func:`add_potential`.
+        As :func:`add_potential`; InputError for missing hydrogens, or a total charge (of standard residues) that the
+            model was not trained on.
     """
+    from egnn_md_openmm.region import check_topology
+
     openmm = import_openmm()
+    source = resolve_model(model)
+    check_topology(topology, source.potential)
     system = openmm.System()
     for atom in topology.atoms():
         system.addParticle(0.0 if atom.element is None else atom.element.mass)
@@ -295,7 +300,7 @@ def create_system(
     add_potential(
         system,
         topology,
-        model,
+        source.potential if source.path is None else source.path,
         implementation=implementation,
         force_group=force_group,
         periodic=periodic,

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from egnn_md.errors import InputError, SimulationError
 from egnn_md.models.committee import Spread
 from egnn_md.simulation.files import writing
 from egnn_md.simulation.spread import SpreadEvaluator
 from egnn_md.units import length_in_angstrom
-from egnn_md_openmm.topology import atomic_numbers, choose_atoms
+from egnn_md_openmm.topology import atomic_numbers, choose_atoms, molecule_tree
 
 if TYPE_CHECKING:
     import openmm
@@ -36,9 +37,12 @@ class CommitteeSpread:
         periodic: None follows the topology.
         device: ``cpu``, ``cuda``...
         dtype: ``float32`` or ``float64``.
+        molecule: the atoms are one molecule that the model sees whole and without images although there is a box, as
+            :func:`egnn_md_openmm.create_mixed_system` shows it a single molecule. Goes with ``periodic`` None or False.
 
     Raises:
-        InputError: a model that is no committee, impossible atoms.
+        InputError: a model that is no committee, impossible atoms, ``molecule`` for atoms that the topology's bonds do
+            not connect.
         UnknownElementError: an element that the members do not know.
         ModelFileError: the model cannot be read.
     """
@@ -52,13 +56,19 @@ class CommitteeSpread:
         periodic: bool | None = None,
         device: str = "cpu",
         dtype: str = "float32",
+        molecule: bool = False,
     ) -> None:
         from egnn_md.checkpoint import load_model
+        from egnn_md_openmm.whole import Whole
 
         everyone = atomic_numbers(topology)
         self.atoms = choose_atoms(topology, atoms)
         self.symbols = [atom.element.symbol if atom.element is not None else "?" for atom in topology.atoms()]
-        self.periodic = topology.getPeriodicBoxVectors() is not None if periodic is None else periodic
+        boxed = topology.getPeriodicBoxVectors() is not None
+        if molecule and periodic:
+            raise InputError("molecule=True means a molecule without images; leave periodic=True out")
+        self._whole = Whole(molecule_tree(topology, self.atoms)) if molecule and boxed else None
+        self.periodic = boxed and not molecule if periodic is None else periodic
         numbers = everyone if self.atoms is None else [everyone[index] for index in self.atoms]
         committee = load_model(model) if isinstance(model, str | Path) else model
         pbc = np.full(3, self.periodic)
@@ -78,11 +88,14 @@ class CommitteeSpread:
             positions = state.getPositions(asNumpy=True).value_in_unit(unit.nanometer)
         except openmm.OpenMMException as error:
             raise InputError("the state holds no positions; make it with getState(positions=True)") from error
-        box = None
-        if self.periodic:
-            box = np.array(state.getPeriodicBoxVectors(asNumpy=True).value_in_unit(unit.nanometer)) * ANGSTROM_PER_NM
         x = np.array(positions) * ANGSTROM_PER_NM
-        return self._evaluate(x if self.atoms is None else x[self.atoms], box)
+        x = x if self.atoms is None else x[self.atoms]
+        box = None
+        if self.periodic or self._whole is not None:
+            box = np.array(state.getPeriodicBoxVectors(asNumpy=True).value_in_unit(unit.nanometer)) * ANGSTROM_PER_NM
+        if self._whole is not None:
+            x, box = self._whole(torch.from_numpy(x), torch.from_numpy(box)).numpy(), None
+        return self._evaluate(x, box)
 
     def worst(self, spread: Spread) -> tuple[int, str, float]:
         """Particle, element and value (eV/Å) of the largest force spread."""

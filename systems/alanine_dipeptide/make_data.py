@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 from ase import Atoms
 
-from egnn_md.data.labelling import LabelSummary, label
+from egnn_md_systems.labelling import label_set
 
 from .structures import grid_structures, omega_structures, plain_structures, stiff_structures, test_structures
 
@@ -48,19 +48,7 @@ def main(
     limit: Annotated[int | None, typer.Option(help="stop after so many structures")] = None,
 ) -> None:
     """Sample and label one set; a second call goes on where the first was stopped."""
-
-    def progress(summary: LabelSummary) -> None:
-        if (summary.labelled + summary.failed) % 200 == 0:
-            typer.echo(f"{name}: {summary.labelled} labelled, {summary.failed} failed", err=True)
-
-    def limited() -> Iterator[Atoms]:
-        for index, atoms in enumerate(structures_of(name, model)):
-            if limit is not None and index >= limit:
-                return
-            yield atoms
-
-    summary = label(limited(), output / f"{name}.extxyz", METHOD, processes=processes, progress=progress)
-    typer.echo(f"{name}: {summary.labelled} labelled, {summary.skipped} there already, {summary.failed} failed")
+    label_set(name, structures_of(name, model), output, METHOD, processes=processes, limit=limit, every=200)
 
 
 if __name__ == "__main__":

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from scipy.spatial.distance import pdist
 
 from egnn_md.errors import InputError
@@ -38,6 +38,26 @@ class MixedRequest(MDRequest):
     @classmethod
     def _split(cls, given: Any) -> Any:
         return tuple(name.strip() for name in given.split(",")) if isinstance(given, str) else given
+
+    @model_validator(mode="after")
+    def _of_both(self) -> Self:
+        """Options of a run by a model alone that would have no effect here, or a wrong one."""
+        if self.engine != "openmm":
+            raise ValueError(f"--engine {self.engine} has no force field; a mixed run is OpenMM's")
+        if self.constraints != "none":
+            raise ValueError(
+                f"--constraints {self.constraints} would fix bonds inside the ML region, which the model would work "
+                "against; leave it out: the force field's water is rigid already"
+            )
+        for name in ("max_uncertainty", "uncertainty_interval"):
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"{self.option(name)} does not go with a mixed run, which does not look at a committee's spread; "
+                    "use egnn_md_openmm.UncertaintyReporter in a script of your own"
+                )
+        if self.drive != "mean":
+            raise ValueError(f"--drive {self.drive} does not go with a mixed run; give one member as --model")
+        return self
 
 
 class MixedRun(RunDirectory):

@@ -16,6 +16,7 @@ RESTRAINT = 5000.0  # kJ/mol/nm²; keeps deposited atoms within about 0.2 Å whi
 #: Backbone hydrogen bonds of the hairpin, residue numbers of the deposited chain: N-H of the first, O of the second.
 HYDROGEN_BONDS = ((3, 8), (7, 3), (8, 3), (10, 1))
 HELD = 2.5  # Å between H and O
+BROKEN = 1.5  # times its first length; heat stretches a bond by at most a quarter
 
 app = typer.Typer(add_completion=False, help=__doc__)
 
@@ -65,13 +66,14 @@ def analyse(run: Annotated[Path, typer.Argument(help="run directory of egnn-md m
     radius = 10.0 * mdtraj.compute_rg(trajectory.atom_slice(heavy))
     bonds = np.array([(bond[0].index, bond[1].index) for bond in topology.bonds])
     lengths = 10.0 * mdtraj.compute_distances(trajectory, bonds, periodic=False)
-    stretched = (lengths / lengths[0]).max()
+    stretched = lengths / lengths[0]
+    broken = [f"{topology.atom(i)}-{topology.atom(j)}" for i, j in bonds[(stretched > BROKEN).any(axis=0)]]
     at = {(atom.residue.index, atom.name): atom.index for atom in topology.atoms}
     pairs = [(at[(donor, "H")], at[(acceptor, "O")]) for donor, acceptor in HYDROGEN_BONDS]
     held = 10.0 * mdtraj.compute_distances(trajectory, pairs, periodic=False) < HELD
     typer.echo(f"{len(trajectory)} frames; backbone RMSD from the first: last {rmsd[-1]:.2f}, most {rmsd.max():.2f} Å")
     typer.echo(f"radius of gyration: first {radius[0]:.2f}, last {radius[-1]:.2f} Å")
-    typer.echo(f"longest bond over its first length: {stretched:.2f}")
+    typer.echo(f"longest bond over its first length: {stretched.max():.2f}; broken: {', '.join(broken) or 'none'}")
     for (donor, acceptor), share in zip(HYDROGEN_BONDS, held.mean(0), strict=True):
         typer.echo(f"hydrogen bond N{donor}-H ... O{acceptor}: in {100 * share:.0f} % of the frames")
 

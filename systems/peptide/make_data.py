@@ -1,8 +1,8 @@
 """``python -m egnn_md_systems.peptide.make_data SET``: sample and label one of the peptide sets, resumable.
 
 SET is ``singles``, ``dipeptides``, ``tripeptides``, ``pairs``; made of their label files ``stretched``, ``protons``,
-``shaken`` and ``visited`` (needs ``--model``); or ``test``, ``test-singles``, ``chignolin``. Each goes to
-its own extended XYZ file.
+``transfers``, ``shaken`` and ``visited`` (needs ``--model``); or ``test``, ``test-singles``, ``chignolin``. Each goes
+to its own extended XYZ file.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 from ase import Atoms
 
-from egnn_md.data.labelling import LabelSummary, label
+from egnn_md_systems.labelling import label_set
 from egnn_md_systems.peptide.structures import (
     chignolin_frames,
     test_sequences,
@@ -25,12 +25,18 @@ from egnn_md_systems.peptide.structures import (
     training_shaken,
     training_singles,
     training_stretched,
+    training_transfers,
     training_tripeptides,
 )
 from egnn_md_systems.peptide.visited import visited_structures
 
 METHOD = "gfn2-xtb"
-FROM_LABELS = {"stretched": training_stretched, "protons": training_protons, "shaken": training_shaken}
+FROM_LABELS = {
+    "stretched": training_stretched,
+    "protons": training_protons,
+    "transfers": training_transfers,
+    "shaken": training_shaken,
+}
 
 
 def structures_of(name: str, model: str | None, folder: Path) -> Iterator[Atoms]:
@@ -38,7 +44,7 @@ def structures_of(name: str, model: str | None, folder: Path) -> Iterator[Atoms]
     if name == "visited":
         if model is None:
             raise typer.BadParameter("the set 'visited' needs --model: whose dynamics is to be visited?")
-        return visited_structures(model, [folder / "tripeptides.extxyz", folder / "pairs.extxyz"])
+        return visited_structures(model, [folder / f"{part}.extxyz" for part in ("tripeptides", "pairs", "transfers")])
     if name in FROM_LABELS:
         parts = ("singles", "dipeptides", "tripeptides", "pairs")
         return FROM_LABELS[name]([folder / f"{part}.extxyz" for part in parts])
@@ -61,22 +67,10 @@ def main(
     output: Annotated[Path, typer.Option(help="folder of the label files")] = Path("runs/peptide"),
     processes: Annotated[int, typer.Option(help="structures labelled at the same time")] = 2,
     model: Annotated[str | None, typer.Option(help="model whose dynamics is visited")] = None,
-    limit: Annotated[int | None, typer.Option(help="stop after so many new labels")] = None,
+    limit: Annotated[int | None, typer.Option(help="stop after so many structures")] = None,
 ) -> None:
     """Sample and label one set; a second call goes on where the first was stopped."""
-
-    def progress(summary: LabelSummary) -> None:
-        if (summary.labelled + summary.failed) % 100 == 0:
-            typer.echo(f"{name}: {summary.labelled} labelled, {summary.failed} failed", err=True)
-
-    def limited() -> Iterator[Atoms]:
-        for index, atoms in enumerate(structures_of(name, model, output)):
-            if limit is not None and index >= limit:
-                return
-            yield atoms
-
-    summary = label(limited(), output / f"{name}.extxyz", METHOD, processes=processes, progress=progress)
-    typer.echo(f"{name}: {summary.labelled} labelled, {summary.skipped} there already, {summary.failed} failed")
+    label_set(name, structures_of(name, model, output), output, METHOD, processes=processes, limit=limit, every=100)
 
 
 if __name__ == "__main__":

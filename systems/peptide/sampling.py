@@ -25,6 +25,9 @@ ANGLE_SPREAD = np.radians(2.5)
 TORSION_RANGE = (0.5, 1.2)
 HOT = 900.0  # K; half a picosecond of it redraws the side chains
 CIS_PROLINE = 0.1  # share of prolines whose peptide bond starts as cis
+TRANSFER_REACH = 3.5  # Å, of a hydrogen to the heavy atom that may take it
+BOND_REACH = 1.9  # Å, between heavy atoms
+TRANSFER_WEIGHTS = {8: 1.0, 16: 1.0, 7: 0.2, 6: 0.03}  # of donors by atomic number
 MINIMUM_CONTACT = 0.7  # Å; below it the reference method's SCF is not to be trusted
 
 
@@ -198,6 +201,43 @@ def stretched(atoms: Atoms, rng: np.random.Generator, *, acids: bool = False) ->
         most = 1.5 if atoms.numbers[j] == 6 else 2.2
         out.positions[i] = atoms.positions[j] + rng.uniform(0.85, most) * (atoms.positions[i] - atoms.positions[j])
     out.positions += rng.normal(scale=rng.uniform(0.0, 0.04), size=out.positions.shape)
+    return out
+
+
+def transferred(atoms: Atoms, rng: np.random.Generator) -> Atoms | None:
+    """Copy with one proton on its way to, or at, another heavy atom nearby; None if no X-H has one.
+
+    A potential that never saw an acid's proton at an amide may find that it belongs there. O-H and S-H are taken most
+    often, N-H now and then, C-H seldom; half of the protons have arrived.
+
+    Args:
+        atoms: molecules with all their hydrogens.
+        rng: of the bond, the acceptor and the place.
+    """
+    first, second, lengths = neighbor_list("ijd", atoms, TRANSFER_REACH)
+    hydrogens = atoms.numbers == 1
+    found = sorted(zip(first.tolist(), second.tolist(), lengths.tolist(), strict=True), key=lambda each: each[2])
+    donor: dict[int, int] = {}
+    for i, j, _ in found:
+        if hydrogens[i] and not hydrogens[j]:
+            donor.setdefault(i, j)
+    # the donor's own neighbours are near, and are not where a proton goes
+    bonded = {(i, j) for i, j, length in found if length < BOND_REACH}
+    ways = [
+        (i, j, TRANSFER_WEIGHTS[int(atoms.numbers[donor[i]])] / length**2)
+        for i, j, length in found
+        if i in donor and not hydrogens[j] and j != donor[i] and (donor[i], j) not in bonded
+    ]
+    if not ways:
+        return None
+    weights = np.array([way[2] for way in ways])
+    i, j, _ = ways[int(rng.choice(len(ways), p=weights / weights.sum()))]
+    out = atoms.copy()
+    towards = atoms.positions[i] - atoms.positions[j]
+    end = atoms.positions[j] + rng.uniform(0.95, 1.25) * towards / np.linalg.norm(towards)
+    share = 1.0 if rng.random() < 0.5 else rng.uniform(0.2, 1.0)
+    out.positions[i] += share * (end - atoms.positions[i])
+    out.positions += rng.normal(scale=0.03, size=out.positions.shape)
     return out
 
 

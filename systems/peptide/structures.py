@@ -19,6 +19,7 @@ from .sampling import (
     force_field_trajectory,
     random_peptide,
     stretched,
+    transferred,
 )
 from .sequences import all_single_states, random_states, split
 
@@ -111,6 +112,18 @@ def training_protons(labelled: Sequence[Path], count: int = 2500, seed: int = 12
         out = stretched(atoms, rng, acids=True)
         if out is not None and closest_contact(out) >= MINIMUM_CONTACT:
             out.info["kind"] = "protons"
+            yield out
+
+
+def training_transfers(labelled: Sequence[Path], count: int = 5400, seed: int = 13_000_000) -> Iterator[Atoms]:
+    """Structures of training sets with one proton on its way to another atom, carboxylic acids above all."""
+    for atoms, rng in drawn(labelled, count, seed):
+        carboxylic = any(state in atoms.info["states"] for state in ("ASH", "GLH"))
+        if not carboxylic and rng.random() < 0.7:
+            continue
+        out = transferred(atoms, rng)
+        if out is not None and closest_contact(out) >= MINIMUM_CONTACT:
+            out.info["kind"] = "transfers"
             yield out
 
 

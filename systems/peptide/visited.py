@@ -23,7 +23,7 @@ BROKEN_FORCE = 40.0  # eV/Å; a step beyond it has left what any peptide does
 
 
 def visited_structures(
-    model: str | Path, labelled: Sequence[Path], runs: int = 200, frames: int = 2, seed: int = 7_000_000
+    model: str | Path, labelled: Sequence[Path], runs: int = 200, frames: int = 4, seed: int = 7_000_000
 ) -> Iterator[Atoms]:
     """Snapshots of a relaxation and a Langevin run of ``model``, started from structures of label files.
 

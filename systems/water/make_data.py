@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from ase import Atoms
 
-from egnn_md.data.labelling import LabelSummary, label
+from egnn_md_systems.labelling import label_set
 from egnn_md_systems.water.structures import test_boxes, training_boxes, training_clusters
 from egnn_md_systems.water.visited import visited_structures
 
@@ -36,22 +36,10 @@ def main(
     output: Annotated[Path, typer.Option(help="folder of the label files")] = Path("runs/water"),
     processes: Annotated[int, typer.Option(help="structures labelled at the same time")] = 2,
     model: Annotated[str | None, typer.Option(help="model whose dynamics is visited")] = None,
-    limit: Annotated[int | None, typer.Option(help="stop after so many new labels")] = None,
+    limit: Annotated[int | None, typer.Option(help="stop after so many structures")] = None,
 ) -> None:
     """Sample and label one set; a second call goes on where the first was stopped."""
-
-    def progress(summary: LabelSummary) -> None:
-        if (summary.labelled + summary.failed) % 20 == 0:
-            typer.echo(f"{name}: {summary.labelled} labelled, {summary.failed} failed", err=True)
-
-    def limited() -> Iterator[Atoms]:
-        for index, atoms in enumerate(structures_of(name, model)):
-            if limit is not None and index >= limit:
-                return
-            yield atoms
-
-    summary = label(limited(), output / f"{name}.extxyz", METHOD, processes=processes, progress=progress)
-    typer.echo(f"{name}: {summary.labelled} labelled, {summary.skipped} there already, {summary.failed} failed")
+    label_set(name, structures_of(name, model), output, METHOD, processes=processes, limit=limit, every=20)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,8 @@ from egnn_md import evaluate_spread, make_committee, save_model
 from egnn_md.data.structures import graph_from_atoms
 from egnn_md.errors import InputError, SimulationError
 from egnn_md.models import CommitteePotential
+from egnn_md.models.base import Potential
+from egnn_md.testing import random_potential
 from egnn_md_ase import FastEGNNCalculator
 
 NUMBERS = [8, 1, 1] * 4
@@ -64,6 +66,22 @@ def test_openmm_gives_the_mean(box: str, implementation: str, dtype: str):
     np.testing.assert_allclose(spread.force_std, by_hand, rtol=1e-3 if dtype == "float32" else 1e-8)
 
 
+@pytest.mark.parametrize("order", [(3.0, 5.0), (5.0, 3.0)])
+def test_members_of_different_cutoffs_are_all_given_their_pairs(order: tuple[float, float]):
+    """Also where the member that drives sees less far than another: one neighbour list serves all."""
+    sizes = {"hidden": 8, "layers": 1, "elements": [1, 8]}
+    model = make_committee([random_potential(seed=k, cutoff=reach, **sizes) for k, reach in enumerate(order)])
+    atoms = water()
+    expected = evaluate_spread(model, graph_from_atoms(atoms, 5.0, dtype=model.dtype))
+    assert float(expected.force_std.max()) > 1e-3
+    for drive in ("mean", "first"):
+        atoms.calc = FastEGNNCalculator(model, dtype="float64", drive=drive, skin=0.0)
+        found = atoms.calc.get_property("force_std", atoms)
+        np.testing.assert_allclose(found, expected.force_std.numpy(), rtol=1e-8, err_msg=drive)
+        forces = expected.forces if drive == "mean" else expected.member_forces[0]
+        np.testing.assert_allclose(atoms.get_forces(), forces.numpy(), rtol=1e-8, atol=1e-10, err_msg=drive)
+
+
 READ = """
 import sys, numpy as np, openmm
 from egnn_md_openmm import load_system
@@ -87,6 +105,38 @@ def test_a_serialised_system_carries_all_members(tmp_path: Path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_molecule_that_the_box_has_cut_is_whole_for_the_spread():
+    openmm = pytest.importorskip("openmm")
+    from egnn_md_openmm import CommitteeSpread
+
+    box = np.eye(3) * 2.0
+    where = topology(["O", "H", "H", "Ar"], box, per_residue=3, bonded=True)
+    positions = np.concatenate([water_positions(1, None), [[1.0, 1.0, 1.0]]])
+    system = openmm.System()
+    for _ in range(4):
+        system.addParticle(1.0)
+    system.setDefaultPeriodicBoxVectors(*box)
+    cut = positions.copy()
+    cut[1] += [2.0, 0, 0]  # of a file that was wrapped atom by atom
+    cut[2] -= [0, 2.0, 2.0]
+    alone = Atoms("OH2", positions[:3] * 10)
+    expected = evaluate_spread(committee(), graph_from_atoms(alone, committee().cutoff, dtype=committee().dtype))
+    found = CommitteeSpread(where, committee(), atoms=[0, 1, 2], dtype="float64", molecule=True)(
+        make_context(system, cut)
+    )
+    np.testing.assert_allclose(found.force_std, expected.force_std, rtol=1e-9)
+    torn = CommitteeSpread(where, committee(), atoms=[0, 1, 2], dtype="float64", periodic=False)
+    assert not np.allclose(torn(make_context(system, cut)).force_std, expected.force_std, rtol=0.1)
+    with pytest.raises(InputError, match="molecule=True means a molecule without images"):
+        CommitteeSpread(where, committee(), atoms=[0, 1, 2], periodic=True, molecule=True)
+    with pytest.raises(InputError, match="bonds do not connect the 4 atoms"):
+        CommitteeSpread(where, make_committee(argon_members()), molecule=True)
+
+
+def argon_members() -> list[Potential]:
+    return [random_potential(seed=seed, hidden=8, layers=1, elements=[1, 8, 18]) for seed in (0, 1)]
 
 
 def test_the_spread_of_some_atoms_names_particles_of_the_system():

@@ -113,7 +113,19 @@ def relabelled(module: Any) -> None:
     module.species[0] = 1
 
 
-CHANGES = [("network", weaker), ("network", relabelled), ("lj", deeper)]
+def rescaled(module: Any) -> None:
+    """Another unit of energy."""
+    module.energy *= 1.001
+
+
+def nearsighted(module: Any) -> None:
+    """Neighbours that are not looked for."""
+    module.neighbors.cutoff *= 0.9
+
+
+CHANGES = [
+    ("network", weaker), ("network", relabelled), ("lj", deeper), ("network", rescaled), ("lj", nearsighted),
+]  # fmt: skip
 
 
 def model_of(kind: str) -> Any:

@@ -204,17 +204,23 @@ def test_rigid_bonds_take_a_degree_of_freedom_each(tmp_path: Path, engine: str, 
     np.testing.assert_allclose(lengths, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("engine", ["ase", "openmm"])
-def test_energy_is_conserved_with_rigid_bonds(tmp_path: Path, engine: str) -> None:
+def test_energy_is_conserved_with_rigid_bonds(tmp_path: Path) -> None:
     """Free rotors: the kinetic energy is the whole energy, and constant. Positions of two engines agree."""
-    result = run(
-        tmp_path / "run", SPRING, dimers(tmp_path), engine=engine, ensemble="nve", constraints="h-bonds",
-        temperature=300.0, timestep=1.0, steps=200, frame_interval=200, log_interval=5,
-    )  # fmt: skip
-    log = read_log(result.run.log)
-    # of 37 degrees of freedom; velocities of the first step are drawn and then brought onto the constraints
-    assert 150 < log["temperature_K"][0] < 500
-    assert np.ptp(log["total_eV"]) < 2e-4 * log["kinetic_eV"][0] * 37
+    ends = []
+    for engine in ("ase", "openmm"):
+        result = run(
+            tmp_path / engine, SPRING, dimers(tmp_path), engine=engine, ensemble="nve", constraints="h-bonds",
+            temperature=300.0, timestep=1.0, steps=200, frame_interval=200, log_interval=5,
+        )  # fmt: skip
+        log = read_log(result.run.log)
+        # of 37 degrees of freedom; velocities of the first step are drawn and then brought onto the constraints
+        assert 150 < log["temperature_K"][0] < 500
+        # what is left is the constraints' tolerance: 1e-6 in OpenMM, 1e-10 in ASE (1.5e-8 and 0 were seen)
+        assert np.ptp(log["total_eV"]) < 1e-6 * log["kinetic_eV"][0], engine
+        ends.append(ase.io.read(result.run.final_extxyz).positions)
+    # several Å of flight and turns, each step within the tolerances
+    assert np.abs(ends[0] - ase.io.read(tmp_path / "dimers.extxyz").positions).max() > 1.0
+    np.testing.assert_allclose(ends[1], ends[0], atol=1e-5)
 
 
 def mean_energy(kelvin: float) -> float:
@@ -254,6 +260,7 @@ def test_heavy_hydrogens_leave_averages_as_they_are(tmp_path: Path, engine: str)
     assert abs(bond.mean() - mean_energy(300.0)) < 4 * error_bar(bond)
     reduced = [m[0] * m[1] / (m[0] + m[1]) for m in (plain.masses, heavy.masses)]
     faster = spreads[0]["total_eV"].std() / spreads[1]["total_eV"].std()
+    # 2.7; the scatter of eight oscillators over 600 fs depends on their phases by some tenths, no change would be 1
     assert faster == pytest.approx(reduced[1] / reduced[0], rel=0.35)
 
 

@@ -119,6 +119,21 @@ def test_every_validator(width, dtype):
     assert [result for result in results if not result.passed] == []
 
 
+@pytest.mark.parametrize("change", [[[1, 0, 0], [7, 1, 0], [-5, 9, 1]], [[0, 1, 0], [1, 0, 0], [0, 0, -1]]])
+def test_another_choice_of_lattice_vectors_is_the_same_crystal(change: list[list[int]]):
+    """Energy, forces and stress of strongly skewed cells: every wave vector is found, whatever its whole numbers."""
+    model = random_potential(fourier_width=1.5)
+    cell = CELLS["triclinic"]
+    atoms = Atoms("OH" * 4, np.random.default_rng(2).uniform(0, 8, (8, 3)), cell=cell, pbc=True)
+    skewed = atoms.copy()
+    skewed.set_cell(np.array(change) @ cell)
+    assert abs(skewed.get_volume()) == pytest.approx(atoms.get_volume())
+    found, expected = ask(model, skewed), ask(model, atoms)
+    assert found.energy == pytest.approx(expected.energy, rel=1e-10)
+    torch.testing.assert_close(found.forces, expected.forces, rtol=0, atol=1e-9 * expected.largest_force)
+    torch.testing.assert_close(found.stress, expected.stress, rtol=1e-8, atol=1e-10)
+
+
 def test_every_part_is_seen():
     """The validators mean something only if each new part changes forces."""
     random = np.random.default_rng(0)

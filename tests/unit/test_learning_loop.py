@@ -90,7 +90,7 @@ def test_a_round_brings_labels_that_the_committee_asked_for(finished: Path):
     spreads = [atoms.info["max_force_std"] for atoms in selected]
     assert spreads == sorted(spreads, reverse=True)
     first = record(finished, 1)
-    assert first["labels"] == {"new": len(labelled), "failed": 0}
+    assert first["labels"] == {"new": len(labelled), "failed": 0, "too_hard": 0}
     assert first["selection"]["candidates"] == 10
     assert first["selection"]["spread"]["maximum"] >= spreads[0] >= first["selection"]["spread"]["median"]
     assert first["runs"]["finished"] == 2

@@ -7,26 +7,32 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from ase import Atoms
 from ase.build import bulk, molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
+from rich.console import Console
 from scipy.spatial.transform import Rotation
 
 from egnn_md import evaluate_spread, make_committee
+from egnn_md.data.labelling import structure_id
 from egnn_md.data.structures import graph_from_atoms
 from egnn_md.errors import ConfigError, InputError
 from egnn_md.learning.config import LearnConfig, SelectSection, load_learn_config
 from egnn_md.learning.explore import Candidate, Plan, candidates, outcomes, plan_runs
 from egnn_md.learning.measure import compare, rank_correlation
-from egnn_md.learning.members import _bootstrap, frame_texts
+from egnn_md.learning.members import _bootstrap, frame_texts, too_hard, train_members
+from egnn_md.learning.report import ERRORS
 from egnn_md.learning.selection import describe, measure_spreads, rmsd, select
-from egnn_md.learning.state import LearnState, locked
+from egnn_md.learning.state import LearnState
 from egnn_md.models import LennardJones
-from egnn_md.simulation.files import write_json
+from egnn_md.simulation.files import locked, write_json
+from egnn_md.simulation.interrupts import Interrupted
 from egnn_md.simulation.trajectory import ExtxyzFormat, Frame
 from egnn_md.testing import random_potential, random_structure
+from egnn_md.training.data import load_data
 
 CONTENT: dict[str, Any] = {
     "output": "loop",
@@ -255,6 +261,12 @@ def test_rank_correlations_say_whether_the_spread_knows():
     np.testing.assert_allclose(lists["max_force_error"], 2 * lists["max_force_std"], rtol=1e-4)
     np.testing.assert_allclose(lists["energy_error"], 3 * lists["energy_std"], rtol=1e-4)
     assert found["mean_force_error"] == pytest.approx(2 * found["mean_force_std"])
+    # meV/Å, as the report's table says
+    every = torch.cat([evaluate_spread(committee, graph).force_std for graph in graphs])
+    assert found["mean_force_std"] == pytest.approx(1000 * float(every.pow(2).mean().sqrt()))
+    assert [name for name, *_ in ERRORS if name.startswith("Mean force")] == [
+        "Mean force spread / (meV/Å)", "Mean force error / (meV/Å)",
+    ]  # fmt: skip
 
 
 def test_a_loop_that_has_begun_keeps_its_settings(tmp_path: Path):
@@ -273,9 +285,46 @@ def test_a_loop_that_has_begun_keeps_its_settings(tmp_path: Path):
 
 
 def test_one_process_at_a_time(tmp_path: Path):
-    with locked(tmp_path / "loop"), pytest.raises(InputError, match="another process is learning in"), locked(
-        tmp_path / "loop"
+    path = tmp_path / "loop" / "learn.lock"
+    with (
+        locked(path, "learning"),
+        pytest.raises(InputError, match=r"another process is learning in \S+loop; wait for it"),
+        locked(path, "learning"),
     ):
         pass
-    with locked(tmp_path / "loop"):
+    with locked(path, "learning"):
         pass
+
+
+def test_an_exploded_structure_is_neither_learned_from_nor_judged_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A frame of a failed run may have forces that decide a validation error by themselves, and with it the model."""
+    frames = []
+    for index in range(12):
+        atoms = Atoms("Cu2", [[0, 0, 0], [2.2 + 0.05 * index, 0, 0]])
+        pull = 300.0 if index == 5 else 1.0 + index
+        forces = np.array([[pull, 0, 0], [-pull, 0, 0]])
+        atoms.calc = SinglePointCalculator(atoms, energy=-1.0, forces=forces)
+        atoms.info["structure_id"] = structure_id(atoms)
+        frames.append(atoms)
+    labels = tmp_path / "labels.extxyz"
+    write(labels, frames)
+    asked = []
+
+    class Stopped:
+        finished = False
+
+    def remember(settings: Any, **_: Any) -> Stopped:
+        asked.append(settings)
+        return Stopped()
+
+    monkeypatch.setattr("egnn_md.learning.members.train", remember)
+    for value, limit in ((None, 50.0), ("null", None), ("5", 5.0)):
+        config = load(tmp_path, CONTENT, *([] if value is None else [f"label.max_force={value}"]))
+        with pytest.raises(Interrupted):
+            train_members(config, tmp_path / f"round-{value}", 0, [labels], None, Console(quiet=True))
+        data = load_data(asked[-1].data, 4.0, torch.float32)
+        found = [float(g.labels["forces"].abs().max()) for part in (data.train, data.valid) for g in part.graphs]
+        expected = [f for f in (300.0 if i == 5 else 1.0 + i for i in range(12)) if limit is None or f <= limit]
+        assert sorted(found) == pytest.approx(sorted(expected))
+        assert len(data.valid)
+        assert too_hard(labels, config.label.max_force) == 12 - len(expected)

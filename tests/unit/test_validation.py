@@ -18,10 +18,11 @@ from rich.console import Console
 from torch import Tensor
 from typer.testing import CliRunner
 
-from egnn_md import make_committee
+from egnn_md import evaluate_spread, make_committee
 from egnn_md.checkpoint import ModelCard, load_model, model_digest, read_header, save_model
 from egnn_md.cli.main import app
 from egnn_md.data.labelling import label
+from egnn_md.data.structures import read_labelled
 from egnn_md.errors import ConfigError, InputError, ModelFileError, SimulationError
 from egnn_md.models import HarmonicTether, LennardJones
 from egnn_md.testing import random_potential
@@ -360,7 +361,12 @@ def test_a_committees_spread_is_set_beside_its_errors(tmp_path: Path):
     rho = number(result, "rank_correlation_force", "given labels")
     assert -1 <= rho <= 1
     assert mark(result, "Spread ranks errors") == ("good" if rho >= 0.5 else "look")
-    assert number(result, "rank_correlation_mean_error", "given labels") > 0
+    spread = number(result, "mean_force_spread", "given labels")
+    found = read_labelled(files, model.cutoff, dtype=model.dtype)
+    every = torch.cat([evaluate_spread(model, graph).force_std for graph in found.graphs])
+    assert spread == pytest.approx(1000 * float(every.pow(2).mean().sqrt()), rel=1e-4)
+    rows = {row["quantity"]: row["unit"] for part in result.parts for row in part.numbers}
+    assert (rows["mean_force_spread"], rows["mean_force_error"]) == ("meV/Å", "meV/Å")
 
 
 def test_bad_input_of_the_command(tmp_path: Path):

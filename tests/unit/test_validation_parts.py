@@ -10,6 +10,7 @@ import pytest
 from ase.build import molecule
 
 from egnn_md.errors import ConfigError
+from egnn_md.rollout.metrics_molecular import mean_squared_displacement
 from egnn_md.simulation.readers import structure_from_atoms
 from egnn_md.validation.distributions import (
     Distribution,
@@ -107,6 +108,15 @@ def test_einsteins_coefficient_and_exponents():
     expected = step**2 / (2 * interval) * 1e4  # D = <dx²> / 2t, Å²/fs in 1e-5 cm²/s
     assert abs(found.value - expected) < 4 * found.error
     assert found.error < 0.3 * expected
+    # half of the particles move as one: held by the centre of all, not by their own, which would leave nothing
+    together = np.cumsum(rng.normal(scale=step, size=(600, 1, 3)), axis=0)
+    chosen = np.arange(60) < 30
+    moving = coefficient(np.where(chosen[:, None], together, 0.0), interval, np.ones(60), chosen)
+    whole = mean_squared_displacement(0.5 * together)[:, 0]
+    lags = np.arange(60, 240)
+    slope = np.polyfit(lags * interval, whole[60:240], 1)[0] / 6 * 1e4
+    assert moving is not None
+    assert moving.value == pytest.approx(slope, rel=1e-6)
     times = np.arange(500.0)
     assert exponent(3 * times) == pytest.approx(1.0)
     assert exponent(3 * times**2) == pytest.approx(2.0)
