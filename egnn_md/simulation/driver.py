@@ -287,7 +287,7 @@ class _Loop:
         message = (
             f"{found}. Last good state: step {frames[-1][0]}; last good frame: {where}.{kept} "
             f"Go on from the last checkpoint (step {max(self.checkpointed, 0)}) with a smaller --timestep "
-            f"or another model by --continue-from {self.directory.path}"
+            f"or another model by {self.directory.onward}"
         )
         with suppress(OutputError):
             self.recorder.write_frames(self.directory.failure, frames)

@@ -126,6 +126,11 @@ class RunDirectory:
         self._lock_path = self.path / "run.lock"
         self._lock: int | None = None
 
+    @property
+    def onward(self) -> str:
+        """Option with which a new run begins where this one ended."""
+        return f"--continue-from {self.path}"
+
     def trajectory(self, suffix: str) -> Path:
         """Path of the trajectory in the given format."""
         return self.path / f"trajectory.{suffix}"

@@ -86,12 +86,12 @@ def _check_resumable(record: dict[str, Any], request: MDRequest, run: RunDirecto
     if record.get("status") == "failed":
         raise InputError(
             f"the run in {run.path} failed ({record.get('failure', {}).get('reason', 'see run.json')}) "
-            f"and would fail again; start a new one from its last checkpoint with --continue-from {run.path}"
+            f"and would fail again; start a new one from its last checkpoint with {run.onward}"
         )
     if record.get("status") == "finished" and done >= request.steps:
         raise InputError(
             f"the run in {run.path} is finished ({done} steps); give more with --steps, "
-            f"or start a new one with --continue-from {run.path}"
+            f"or start a new one with {run.onward}"
         )
     step = run.load_checkpoint()[0].step if run.checkpoint.exists() else 0
     if step > request.steps or (step == request.steps and record.get("status") == "finished"):

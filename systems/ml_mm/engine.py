@@ -34,6 +34,10 @@ class MixedRequest(MDRequest):
     force_field: tuple[str, ...] = Field(FORCE_FIELD, description="OpenMM's files")
     cutoff: float = Field(CUTOFF, gt=0, description="Å, of the force field")
 
+    def remedy(self) -> str:
+        """How else to get what a resumed run cannot change."""
+        return f"start a new run with {MixedRun(self.output).onward}"
+
     @field_validator("region", "force_field", mode="before")
     @classmethod
     def _split(cls, given: Any) -> Any:
@@ -64,6 +68,11 @@ class MixedRun(RunDirectory):
     """A run directory whose run goes on with this system's command."""
 
     command = COMMAND
+
+    @property
+    def onward(self) -> str:
+        """This command takes positions from a file and draws velocities."""
+        return f"--structure and a PDB file of its last frame ({self.path / 'final.pdb'} if it finished)"
 
     def request(self) -> MixedRequest:
         """The request that is stored here, with this directory as its output."""
