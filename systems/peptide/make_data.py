@@ -1,8 +1,8 @@
 """``python -m egnn_md_systems.peptide.make_data SET``: sample and label one of the peptide sets, resumable.
 
 SET is ``singles``, ``dipeptides``, ``tripeptides``, ``pairs``; made of their label files ``stretched``, ``protons``,
-``transfers``, ``shaken`` and ``visited`` (needs ``--model``); or ``test``, ``test-singles``, ``chignolin``. Each goes
-to its own extended XYZ file.
+``transfers``, ``parted``, ``shaken`` and ``visited`` (needs ``--model``); or ``test``, ``test-singles``, ``chignolin``.
+Each goes to its own extended XYZ file.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from egnn_md_systems.peptide.structures import (
     test_singles,
     training_dipeptides,
     training_pairs,
+    training_parted,
     training_protons,
     training_shaken,
     training_singles,
@@ -35,6 +36,7 @@ FROM_LABELS = {
     "stretched": training_stretched,
     "protons": training_protons,
     "transfers": training_transfers,
+    "parted": training_parted,
     "shaken": training_shaken,
 }
 

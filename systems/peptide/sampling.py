@@ -26,6 +26,7 @@ TORSION_RANGE = (0.5, 1.2)
 HOT = 900.0  # K; half a picosecond of it redraws the side chains
 CIS_PROLINE = 0.1  # share of prolines whose peptide bond starts as cis
 TRANSFER_REACH = 3.5  # Å, of a hydrogen to the heavy atom that may take it
+ACID_REACH = 5.0
 BOND_REACH = 1.9  # Å, between heavy atoms
 TRANSFER_WEIGHTS = {8: 1.0, 16: 1.0, 7: 0.2, 6: 0.03}  # of donors by atomic number
 MINIMUM_CONTACT = 0.7  # Å; below it the reference method's SCF is not to be trusted
@@ -204,7 +205,7 @@ def stretched(atoms: Atoms, rng: np.random.Generator, *, acids: bool = False) ->
     return out
 
 
-def transferred(atoms: Atoms, rng: np.random.Generator) -> Atoms | None:
+def transferred(atoms: Atoms, rng: np.random.Generator, *, acids: bool = False) -> Atoms | None:
     """Copy with one proton on its way to, or at, another heavy atom nearby; None if no X-H has one.
 
     A potential that never saw an acid's proton at an amide may find that it belongs there. O-H and S-H are taken most
@@ -213,8 +214,10 @@ def transferred(atoms: Atoms, rng: np.random.Generator) -> Atoms | None:
     Args:
         atoms: molecules with all their hydrogens.
         rng: of the bond, the acceptor and the place.
+        acids: take carboxylic protons only, look further for an acceptor, and let most of them arrive: what it costs
+            to part two charges.
     """
-    first, second, lengths = neighbor_list("ijd", atoms, TRANSFER_REACH)
+    first, second, lengths = neighbor_list("ijd", atoms, ACID_REACH if acids else TRANSFER_REACH)
     hydrogens = atoms.numbers == 1
     found = sorted(zip(first.tolist(), second.tolist(), lengths.tolist(), strict=True), key=lambda each: each[2])
     donor: dict[int, int] = {}
@@ -228,6 +231,15 @@ def transferred(atoms: Atoms, rng: np.random.Generator) -> Atoms | None:
         for i, j, length in found
         if i in donor and not hydrogens[j] and j != donor[i] and (donor[i], j) not in bonded
     ]
+    if acids:
+        carboxylic = {j for i, j in bonded if atoms.numbers[j] == 8 and _bonded_oxygens(i, bonded, atoms) == 2}
+        ways = [
+            (i, j, 1.0)
+            for i, j, _ in ways
+            if donor[i] in carboxylic
+            and atoms.numbers[j] in (7, 8)
+            and not any((carbon, j) in bonded for carbon, oxygen in bonded if oxygen == donor[i])  # the same group
+        ]
     if not ways:
         return None
     weights = np.array([way[2] for way in ways])
@@ -235,10 +247,14 @@ def transferred(atoms: Atoms, rng: np.random.Generator) -> Atoms | None:
     out = atoms.copy()
     towards = atoms.positions[i] - atoms.positions[j]
     end = atoms.positions[j] + rng.uniform(0.95, 1.25) * towards / np.linalg.norm(towards)
-    share = 1.0 if rng.random() < 0.5 else rng.uniform(0.2, 1.0)
+    share = 1.0 if rng.random() < (0.75 if acids else 0.5) else rng.uniform(0.2, 1.0)
     out.positions[i] += share * (end - atoms.positions[i])
     out.positions += rng.normal(scale=0.03, size=out.positions.shape)
     return out
+
+
+def _bonded_oxygens(index: int, bonded: set[tuple[int, int]], atoms: Atoms) -> int:
+    return sum(atoms.numbers[j] == 8 for i, j in bonded if i == index) if atoms.numbers[index] == 6 else 0
 
 
 def closest_contact(atoms: Atoms) -> float:

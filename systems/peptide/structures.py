@@ -127,6 +127,21 @@ def training_transfers(labelled: Sequence[Path], count: int = 5400, seed: int = 
             yield out
 
 
+def training_parted(labelled: Sequence[Path], count: int = 5400, seed: int = 14_000_000) -> Iterator[Atoms]:
+    """Neutral structures whose carboxylic proton is at an amide or another base: two charges that attract each other.
+
+    Such a pair is some electronvolts above the acid. A network that knows carboxylates and bases from ions only may
+    find it below.
+    """
+    for atoms, rng in drawn(labelled, count, seed):
+        if atoms.info["charge"] != 0 or not any(state in atoms.info["states"] for state in ("ASH", "GLH")):
+            continue
+        out = transferred(atoms, rng, acids=True)
+        if out is not None and closest_contact(out) >= MINIMUM_CONTACT:
+            out.info["kind"] = "parted"
+            yield out
+
+
 def training_shaken(labelled: Sequence[Path], count: int = 350, seed: int = 11_000_000) -> Iterator[Atoms]:
     """Structures with every atom displaced far more than heat would: where a minimiser's first steps may lead."""
     for atoms, rng in drawn(labelled, count, seed):
