@@ -1,8 +1,8 @@
 """``python -m egnn_md_systems.peptide.make_data SET``: sample and label one of the peptide sets, resumable.
 
 SET is ``singles``, ``dipeptides``, ``tripeptides``, ``pairs``; made of their label files ``stretched``, ``protons``,
-``transfers``, ``parted``, ``shaken`` and ``visited`` (needs ``--model``); or ``test``, ``test-singles``, ``chignolin``.
-Each goes to its own extended XYZ file.
+``transfers``, ``parted``, ``protonated``, ``shaken`` and ``visited`` (needs ``--model``); or ``test``,
+``test-singles``, ``chignolin``. Each goes to its own extended XYZ file.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from egnn_md_systems.peptide.structures import (
     training_dipeptides,
     training_pairs,
     training_parted,
+    training_protonated,
     training_protons,
     training_shaken,
     training_singles,
@@ -37,6 +38,7 @@ FROM_LABELS = {
     "protons": training_protons,
     "transfers": training_transfers,
     "parted": training_parted,
+    "protonated": training_protonated,
     "shaken": training_shaken,
 }
 
@@ -46,7 +48,9 @@ def structures_of(name: str, model: str | None, folder: Path) -> Iterator[Atoms]
     if name == "visited":
         if model is None:
             raise typer.BadParameter("the set 'visited' needs --model: whose dynamics is to be visited?")
-        return visited_structures(model, [folder / f"{part}.extxyz" for part in ("tripeptides", "pairs", "transfers")])
+        return visited_structures(
+            model, [folder / f"{part}.extxyz" for part in ("tripeptides", "pairs", "transfers", "parted")]
+        )
     if name in FROM_LABELS:
         parts = ("singles", "dipeptides", "tripeptides", "pairs")
         return FROM_LABELS[name]([folder / f"{part}.extxyz" for part in parts])

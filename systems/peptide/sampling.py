@@ -27,6 +27,7 @@ HOT = 900.0  # K; half a picosecond of it redraws the side chains
 CIS_PROLINE = 0.1  # share of prolines whose peptide bond starts as cis
 TRANSFER_REACH = 3.5  # Å, of a hydrogen to the heavy atom that may take it
 ACID_REACH = 5.0
+PROTON_ROOM = 1.4  # Å, of an added proton to all atoms but its base
 BOND_REACH = 1.9  # Å, between heavy atoms
 TRANSFER_WEIGHTS = {8: 1.0, 16: 1.0, 7: 0.2, 6: 0.03}  # of donors by atomic number
 MINIMUM_CONTACT = 0.7  # Å; below it the reference method's SCF is not to be trusted
@@ -251,6 +252,39 @@ def transferred(atoms: Atoms, rng: np.random.Generator, *, acids: bool = False) 
     out.positions[i] += share * (end - atoms.positions[i])
     out.positions += rng.normal(scale=0.03, size=out.positions.shape)
     return out
+
+
+def protonated(atoms: Atoms, rng: np.random.Generator) -> Atoms | None:
+    """Copy with one more proton at any heavy atom that has room for it; the charge grows by one.
+
+    What a proton is worth at a base is learned from such ions. None if no room was found, or for a cation.
+
+    Args:
+        atoms: molecules; ``info["charge"]`` their total charge, e.
+        rng: of the base and the place.
+    """
+    if atoms.info["charge"] > 0:
+        return None
+    heavy = np.flatnonzero(atoms.numbers > 1)
+    weights = np.where(atoms.numbers[heavy] == 6, 0.15, 1.0)
+    for _ in range(20):
+        j = int(rng.choice(heavy, p=weights / weights.sum()))
+        distances = np.linalg.norm(atoms.positions - atoms.positions[j], axis=1)
+        neighbours = np.flatnonzero((distances > 0) & (distances < BOND_REACH))
+        away = -np.mean((atoms.positions[neighbours] - atoms.positions[j]) / distances[neighbours, None], axis=0)
+        direction = away + 0.5 * rng.normal(size=3)
+        length = rng.uniform(1.3, 1.45) if atoms.numbers[j] == 16 else rng.uniform(0.95, 1.15)
+        place = atoms.positions[j] + length * direction / np.linalg.norm(direction)
+        others = np.linalg.norm(atoms.positions - place, axis=1)
+        others[j] = np.inf
+        if others.min() < PROTON_ROOM:
+            continue
+        out = atoms.copy()
+        out += Atoms("H", [place])
+        out.positions += rng.normal(scale=0.03, size=out.positions.shape)
+        out.info["charge"] = atoms.info["charge"] + 1
+        return out
+    return None
 
 
 def _bonded_oxygens(index: int, bonded: set[tuple[int, int]], atoms: Atoms) -> int:

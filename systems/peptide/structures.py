@@ -17,6 +17,7 @@ from .sampling import (
     Run,
     closest_contact,
     force_field_trajectory,
+    protonated,
     random_peptide,
     stretched,
     transferred,
@@ -139,6 +140,15 @@ def training_parted(labelled: Sequence[Path], count: int = 5400, seed: int = 14_
         out = transferred(atoms, rng, acids=True)
         if out is not None and closest_contact(out) >= MINIMUM_CONTACT:
             out.info["kind"] = "parted"
+            yield out
+
+
+def training_protonated(labelled: Sequence[Path], count: int = 1600, seed: int = 15_000_000) -> Iterator[Atoms]:
+    """Structures with one more proton, at any base: cations of neutral peptides, and anions with two charges parted."""
+    for atoms, rng in drawn(labelled, count, seed):
+        out = protonated(atoms, rng)
+        if out is not None and closest_contact(out) >= MINIMUM_CONTACT:
+            out.info["kind"] = "protonated"
             yield out
 
 

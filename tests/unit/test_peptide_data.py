@@ -11,7 +11,8 @@ from ase import Atoms
 from egnn_md.data.calculators import make_calculator, set_total_charge
 from egnn_md.data.labelling import structure_id
 from egnn_md.data.structures import read_frames, total_charge
-from egnn_md_systems.peptide.builder import CHARGES, LETTERS, NEUTRAL, sequence_of
+from egnn_md_systems.peptide.builder import CHARGES, LETTERS, NEUTRAL, build, sequence_of
+from egnn_md_systems.peptide.sampling import closest_contact, protonated, transferred
 from egnn_md_systems.peptide.sequences import CHIGNOLIN, WINDOWS, split
 
 DATA = Path(__file__).parents[2] / "systems" / "peptide" / "data"
@@ -39,7 +40,8 @@ def test_every_frame_says_what_it_is(frames: dict[str, list[Atoms]]) -> None:
             words = [word.split("-") for word in atoms.info["states"].split("+")]
             assert "sequence" not in atoms.info, "T and F would be read as truth values"
             states = [state for word in words for state in word]
-            assert total_charge(atoms) == sum(CHARGES.get(state, 0) for state in states), place
+            added = atoms.info.get("kind") == "protonated"  # one proton more than the residues' names say
+            assert total_charge(atoms) == added + sum(CHARGES.get(state, 0) for state in states), place
             assert sum(state in CHARGES for state in states) <= 1, place
             # neutral or closed-shell ions: the electrons pair up
             assert (int(atoms.numbers.sum()) - total_charge(atoms)) % 2 == 0, place
@@ -101,3 +103,71 @@ def test_all_charges_and_states_are_trained_on(frames: dict[str, list[Atoms]]) -
     assert set(charges) == {-1, 0, 1}
     assert 0.6 < np.mean(np.array(charges) == 0) < 0.95
     assert {s for a in frames["train"] for word in a.info["states"].split("+") for s in word.split("-")} == ALL_STATES
+
+
+def _acid() -> Atoms:
+    """ACE-ASH-ALA-NME as Modeller builds it, neutral."""
+    peptide = build("DA")
+    atoms = peptide.atoms()
+    atoms.info["charge"] = peptide.charge
+    return atoms
+
+
+def _hydroxyl(atoms: Atoms) -> int:
+    """Index of the carboxylic proton."""
+    distances = atoms.get_all_distances()
+    return next(
+        int(i)
+        for i in np.flatnonzero(atoms.numbers == 1)
+        if atoms.numbers[np.argsort(distances[i])[1]] == 8  # the only O-H of this peptide
+    )
+
+
+def test_a_carboxylic_proton_goes_to_another_group() -> None:
+    atoms = _acid()
+    proton = _hydroxyl(atoms)
+    donor = int(np.argsort(atoms.get_all_distances()[proton])[1])
+    arrived = 0
+    for seed in range(40):
+        out = transferred(atoms, np.random.default_rng(seed), acids=True)
+        if out is None:
+            continue
+        moved = np.linalg.norm(out.positions - atoms.positions, axis=1)
+        assert np.delete(moved, proton).max() < 0.25, "all others are only shaken"
+        assert out.get_chemical_formula() == atoms.get_chemical_formula()
+        distances = np.linalg.norm(out.positions - out.positions[proton], axis=1)
+        distances[proton] = np.inf
+        nearest = int(np.argmin(distances))
+        if nearest != donor and out.numbers[nearest] in (7, 8) and distances[nearest] < 1.3:
+            arrived += 1
+            assert atoms.get_distance(nearest, donor) > 2.4, "the acid's other oxygen would part no charges"
+    assert arrived > 10
+
+
+def test_a_transferred_proton_is_at_a_neighbour_of_its_old_place() -> None:
+    atoms = _acid()
+    for seed in range(20):
+        out = transferred(atoms, np.random.default_rng(seed))
+        assert out is not None
+        moved = np.linalg.norm(out.positions - atoms.positions, axis=1)
+        assert (moved > 0.3).sum() <= 1
+        assert atoms.numbers[np.argmax(moved)] == 1
+
+
+def test_an_added_proton_has_one_base_and_room() -> None:
+    atoms = _acid()
+    bases = set()
+    for seed in range(40):
+        out = protonated(atoms, np.random.default_rng(seed))
+        assert out is not None
+        assert len(out) == len(atoms) + 1
+        assert out.info["charge"] == atoms.info["charge"] + 1
+        distances = np.linalg.norm(out.positions[:-1] - out.positions[-1], axis=1)
+        near = np.flatnonzero(distances < 1.25)
+        assert len(near) == 1
+        bases.add(int(out.numbers[near[0]]))
+        assert np.delete(distances, near).min() > 1.2
+        assert closest_contact(out) > 0.7
+    assert bases >= {7, 8}
+    atoms.info["charge"] = 1
+    assert protonated(atoms, np.random.default_rng(0)) is None
