@@ -78,5 +78,31 @@ def analyse(run: Annotated[Path, typer.Argument(help="run directory of egnn-md m
         typer.echo(f"hydrogen bond N{donor}-H ... O{acceptor}: in {100 * share:.0f} % of the frames")
 
 
+@app.command()
+def compare(
+    run: Annotated[Path, typer.Argument(help="run directory of egnn-md md")],
+    model: Annotated[str, typer.Option(help="name or path of a potential")] = "peptide",
+    frames: Annotated[int, typer.Option(help="how many, spread over the run")] = 4,
+) -> None:
+    """Energies and forces of a run's frames by the model and by GFN2-xTB."""
+    import mdtraj
+    from ase import Atoms
+
+    from egnn_md.data.calculators import make_calculator
+    from egnn_md_ase import FastEGNNCalculator
+
+    trajectory = mdtraj.load(str(run / "trajectory.dcd"), top=str(READY))
+    symbols = [atom.element.symbol for atom in trajectory.topology.atoms]
+    calculators = FastEGNNCalculator(model), make_calculator("gfn2-xtb")
+    for frame in np.unique(np.linspace(0, len(trajectory) - 1, frames).astype(int)).tolist():
+        found = []
+        for calculator in calculators:
+            atoms = Atoms(symbols, 10.0 * trajectory.xyz[frame], calculator=calculator)
+            found.append((atoms.get_potential_energy(), atoms.get_forces()))
+        (energy, forces), (reference, wanted) = found
+        rmse = 1e3 * np.sqrt(np.mean((forces - wanted) ** 2))
+        typer.echo(f"frame {frame}: energy {energy - reference:+.2f} eV from GFN2-xTB's, force RMSE {rmse:.0f} meV/Å")
+
+
 if __name__ == "__main__":
     app()
