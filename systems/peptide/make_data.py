@@ -1,7 +1,7 @@
 """``python -m egnn_md_systems.peptide.make_data SET``: sample and label one of the peptide sets, resumable.
 
-SET is ``singles``, ``dipeptides``, ``tripeptides``, ``pairs``; made of their label files ``stretched``, ``protons``,
-``transfers``, ``parted``, ``protonated``, ``shaken`` and ``visited`` (needs ``--model``); or ``test``,
+SET is ``singles``, ``dipeptides``, ``tripeptides``, ``pairs``, ``acids``; made of their label files ``stretched``,
+``protons``, ``transfers``, ``parted``, ``protonated``, ``shaken`` and ``visited`` (needs ``--model``); or ``test``,
 ``test-singles``, ``chignolin``. Each goes to its own extended XYZ file.
 """
 
@@ -19,6 +19,7 @@ from egnn_md_systems.peptide.structures import (
     chignolin_frames,
     test_sequences,
     test_singles,
+    training_acids,
     training_dipeptides,
     training_pairs,
     training_parted,
@@ -48,9 +49,8 @@ def structures_of(name: str, model: str | None, folder: Path) -> Iterator[Atoms]
     if name == "visited":
         if model is None:
             raise typer.BadParameter("the set 'visited' needs --model: whose dynamics is to be visited?")
-        return visited_structures(
-            model, [folder / f"{part}.extxyz" for part in ("tripeptides", "pairs", "transfers", "parted")]
-        )
+        parts = ("tripeptides", "pairs", "transfers", "parted", "acids")
+        return visited_structures(model, [folder / f"{part}.extxyz" for part in parts])
     if name in FROM_LABELS:
         parts = ("singles", "dipeptides", "tripeptides", "pairs")
         return FROM_LABELS[name]([folder / f"{part}.extxyz" for part in parts])
@@ -59,6 +59,7 @@ def structures_of(name: str, model: str | None, folder: Path) -> Iterator[Atoms]
         "dipeptides": training_dipeptides,
         "tripeptides": training_tripeptides,
         "pairs": training_pairs,
+        "acids": training_acids,
         "test": test_sequences,
         "test-singles": test_singles,
         "chignolin": chignolin_frames,

@@ -95,37 +95,45 @@ def training_pairs(runs: int = 300, frames: int = 5, seed: int = 4_000_000) -> I
         yield from _tagged(force_field_trajectory(run, frames, equilibration_ps=2.0), "pair", rng)
 
 
+def training_acids(runs: int = 200, frames: int = 4, seed: int = 16_000_000) -> Iterator[Atoms]:
+    """Two capped residues held together, a carboxylic acid one of them and mostly both; half with a proton moved.
+
+    The protons that two acids hold between them bind stronger than any other hydrogen bond of a neutral peptide, and
+    in the other sets two acids hardly ever meet.
+    """
+    rng = np.random.default_rng(seed)
+    for number in range(runs):
+        other = "DE"[int(rng.integers(2))] if rng.random() < 0.6 else LETTERS[int(rng.integers(len(LETTERS)))]
+        pair = tuple(random_peptide(letter, rng) for letter in ("DE"[number % 2], other))
+        trap = PAIR_TRAPS[number % len(PAIR_TRAPS)]
+        run = Run(pair, TEMPERATURES[number % 3], trap, seed=seed + number)
+        for index, atoms in enumerate(force_field_trajectory(run, frames, equilibration_ps=2.0)):
+            yield from _sound(transferred(atoms, rng) if index % 2 else atoms, "acids")
+
+
 def training_stretched(labelled: Sequence[Path], count: int = 900, seed: int = 9_000_000) -> Iterator[Atoms]:
     """Structures of training sets with X-H bonds far from their lengths: what it costs to break them."""
     for atoms, rng in drawn(labelled, count, seed):
         out = stretched(atoms, rng)
-        if out is not None and closest_contact(out) >= MINIMUM_CONTACT:
-            out.info["kind"] = "stretched"
-            yield out
+        yield from _sound(out, "stretched")
 
 
 def training_protons(labelled: Sequence[Path], count: int = 2500, seed: int = 12_000_000) -> Iterator[Atoms]:
     """Structures of training sets from whose O-H or S-H the proton leaves, carboxylic acids above all."""
     for atoms, rng in drawn(labelled, count, seed):
-        carboxylic = any(state in atoms.info["states"] for state in ("ASH", "GLH"))
-        if not carboxylic and rng.random() < 0.6:
+        if not _has_acid(atoms) and rng.random() < 0.6:
             continue
         out = stretched(atoms, rng, acids=True)
-        if out is not None and closest_contact(out) >= MINIMUM_CONTACT:
-            out.info["kind"] = "protons"
-            yield out
+        yield from _sound(out, "protons")
 
 
 def training_transfers(labelled: Sequence[Path], count: int = 5400, seed: int = 13_000_000) -> Iterator[Atoms]:
     """Structures of training sets with one proton on its way to another atom, carboxylic acids above all."""
     for atoms, rng in drawn(labelled, count, seed):
-        carboxylic = any(state in atoms.info["states"] for state in ("ASH", "GLH"))
-        if not carboxylic and rng.random() < 0.7:
+        if not _has_acid(atoms) and rng.random() < 0.7:
             continue
         out = transferred(atoms, rng)
-        if out is not None and closest_contact(out) >= MINIMUM_CONTACT:
-            out.info["kind"] = "transfers"
-            yield out
+        yield from _sound(out, "transfers")
 
 
 def training_parted(labelled: Sequence[Path], count: int = 5400, seed: int = 14_000_000) -> Iterator[Atoms]:
@@ -135,30 +143,35 @@ def training_parted(labelled: Sequence[Path], count: int = 5400, seed: int = 14_
     find it below.
     """
     for atoms, rng in drawn(labelled, count, seed):
-        if atoms.info["charge"] != 0 or not any(state in atoms.info["states"] for state in ("ASH", "GLH")):
+        if atoms.info["charge"] != 0 or not _has_acid(atoms):
             continue
         out = transferred(atoms, rng, acids=True)
-        if out is not None and closest_contact(out) >= MINIMUM_CONTACT:
-            out.info["kind"] = "parted"
-            yield out
+        yield from _sound(out, "parted")
 
 
 def training_protonated(labelled: Sequence[Path], count: int = 1600, seed: int = 15_000_000) -> Iterator[Atoms]:
     """Structures with one more proton, at any base: cations of neutral peptides, and anions with two charges parted."""
     for atoms, rng in drawn(labelled, count, seed):
         out = protonated(atoms, rng)
-        if out is not None and closest_contact(out) >= MINIMUM_CONTACT:
-            out.info["kind"] = "protonated"
-            yield out
+        yield from _sound(out, "protonated")
 
 
 def training_shaken(labelled: Sequence[Path], count: int = 350, seed: int = 11_000_000) -> Iterator[Atoms]:
     """Structures with every atom displaced far more than heat would: where a minimiser's first steps may lead."""
     for atoms, rng in drawn(labelled, count, seed):
         atoms.positions += rng.normal(scale=rng.uniform(0.04, 0.14), size=atoms.positions.shape)
-        if closest_contact(atoms) >= MINIMUM_CONTACT:
-            atoms.info["kind"] = "shaken"
-            yield atoms
+        yield from _sound(atoms, "shaken")
+
+
+def _has_acid(atoms: Atoms) -> bool:
+    return any(state in atoms.info["states"] for state in ("ASH", "GLH"))
+
+
+def _sound(atoms: Atoms | None, kind: str) -> Iterator[Atoms]:
+    """The structure with its kind, unless there is none or atoms overlap."""
+    if atoms is not None and closest_contact(atoms) >= MINIMUM_CONTACT:
+        atoms.info["kind"] = kind
+        yield atoms
 
 
 def drawn(labelled: Sequence[Path], count: int, seed: int) -> Iterator[tuple[Atoms, np.random.Generator]]:

@@ -23,7 +23,7 @@ BROKEN_FORCE = 40.0  # eV/Å; a step beyond it has left what any peptide does
 
 
 def visited_structures(
-    model: str | Path, labelled: Sequence[Path], runs: int = 200, frames: int = 4, seed: int = 7_000_000
+    model: str | Path, labelled: Sequence[Path], runs: int = 80, frames: int = 4, seed: int = 7_000_000
 ) -> Iterator[Atoms]:
     """Snapshots of a relaxation and a Langevin run of ``model``, started from structures of label files.
 
@@ -33,13 +33,14 @@ def visited_structures(
     Args:
         model: name or path of a potential.
         labelled: files of training structures.
-        runs: structures to start from.
+        runs: structures of each file to start from; of those without a carboxylic acid most are passed over.
         frames: snapshots after the relaxation, ``STEPS_BETWEEN`` steps of 0.5 fs apart.
         seed: of everything.
     """
     from egnn_md_ase import FastEGNNCalculator
 
-    for number, (atoms, rng) in enumerate(drawn(labelled, runs, seed)):
+    starts = (start for place, path in enumerate(labelled) for start in drawn([path], runs, seed + place))
+    for number, (atoms, rng) in enumerate(starts):
         info = dict(atoms.info)
         if rng.random() < 0.7 and not any(state in info["states"] for state in ("ASH", "GLH")):
             continue  # acids lose their protons where a model is wrong

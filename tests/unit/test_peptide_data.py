@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import ase.io
 import numpy as np
 import pytest
 from ase import Atoms
@@ -14,6 +15,8 @@ from egnn_md.data.structures import read_frames, total_charge
 from egnn_md_systems.peptide.builder import CHARGES, LETTERS, NEUTRAL, build, sequence_of
 from egnn_md_systems.peptide.sampling import closest_contact, protonated, transferred
 from egnn_md_systems.peptide.sequences import CHIGNOLIN, WINDOWS, split
+from egnn_md_systems.peptide.structures import training_acids
+from egnn_md_systems.peptide.visited import visited_structures
 
 DATA = Path(__file__).parents[2] / "systems" / "peptide" / "data"
 KEPT = ("test", "test-singles", "chignolin")  # in the repository
@@ -171,3 +174,37 @@ def test_an_added_proton_has_one_base_and_room() -> None:
     assert bases >= {7, 8}
     atoms.info["charge"] = 1
     assert protonated(atoms, np.random.default_rng(0)) is None
+
+
+def test_acids_are_neutral_pairs_with_one_carboxylic_acid_at_least() -> None:
+    made = list(training_acids(runs=4, frames=2))
+    assert len(made) >= 6
+    for atoms in made:
+        words = [word.split("-") for word in atoms.info["states"].split("+")]
+        assert len(words) == 2
+        assert words[0][0] in ("ASH", "GLH")
+        assert atoms.info["charge"] == sum(CHARGES.get(state, 0) for word in words for state in word)
+        assert atoms.info["kind"] == "acids"
+        assert closest_contact(atoms) > 0.7
+    again = list(training_acids(runs=4, frames=2))
+    np.testing.assert_array_equal(again[-1].positions, made[-1].positions)
+
+
+def test_every_file_gives_starts_that_a_model_moves(tmp_path: Path) -> None:
+    """From two files, one of acids and one without: acids are never passed over, and frames lie apart."""
+    starts = {"acids": build("D"), "plain": build("A")}
+    for name, peptide in starts.items():
+        atoms = peptide.atoms()
+        atoms.info.update(states="-".join(peptide.states), charge=0, temperature=300.0, seed=1)
+        ase.io.write(tmp_path / f"{name}.extxyz", [atoms] * 2)
+    files = [tmp_path / f"{name}.extxyz" for name in starts]
+    made = list(visited_structures("peptide", files, runs=2, frames=1))
+    runs = {name: [a for a in made if a.info["states"] == "-".join(p.states)] for name, p in starts.items()}
+    assert len(runs["acids"]) == 4
+    assert len(runs["plain"]) < 4
+    for atoms in made:
+        assert atoms.info["kind"] == "visited"
+        assert np.abs(atoms.positions.mean(0)).max() < 1e-9
+    relaxed, later = runs["acids"][:2]
+    moved = np.linalg.norm(later.positions - relaxed.positions, axis=1)
+    assert 0.02 < moved.mean() < 2.0

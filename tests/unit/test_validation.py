@@ -12,80 +12,14 @@ import ase.io
 import numpy as np
 import pytest
 import torch
-from ase.build import bulk
-from ase.cluster import Icosahedron
-from rich.console import Console
 from torch import Tensor
-from typer.testing import CliRunner
+from validation_cases import CUTOFF, EPSILON, QUIET, SIGMA, cluster, crystal, mark, number, run, teacher
 
-from egnn_md import evaluate_spread, make_committee
-from egnn_md.checkpoint import ModelCard, load_model, model_digest, read_header, save_model
-from egnn_md.cli.main import app
-from egnn_md.data.labelling import label
-from egnn_md.data.structures import read_labelled
-from egnn_md.errors import ConfigError, InputError, ModelFileError, SimulationError
+from egnn_md.errors import ConfigError, SimulationError
 from egnn_md.models import HarmonicTether, LennardJones
-from egnn_md.testing import random_potential
-from egnn_md.validation import ValidateRequest, Validation, validate, write_card
+from egnn_md.validation import ValidateRequest, Validation, validate
 from egnn_md.validation import runs as runs_module
 from egnn_md.validation.page import TITLES
-
-EPSILON, SIGMA, CUTOFF = 0.0104, 3.4, 5.5
-QUIET = Console(quiet=True)
-TINY: dict[str, Any] = {
-    "budget": "short", "timestep": 5.0, "frames": 3, "equilibration": 0.3, "length": 0.6, "nve": 0.3, "density": 0.6,
-    "stability_steps": 60, "seeds": 2, "dtype": "float64", "processes": 0, "copies": (2, 1, 1),
-}  # fmt: skip
-
-
-def teacher(sigma: float = SIGMA, cutoff: float = CUTOFF) -> dict[str, Any]:
-    return {"against": "lj", "against_options": {"epsilon": EPSILON, "sigma": sigma, "rc": cutoff, "smooth": False}}
-
-
-def crystal(folder: Path) -> str:
-    atoms = bulk("Ar", cubic=True, a=5.6) * (2, 2, 2)
-    atoms.rattle(0.05, seed=1)
-    ase.io.write(folder / "argon.extxyz", atoms)
-    return str(folder / "argon.extxyz")
-
-
-def cluster(folder: Path) -> str:
-    atoms = Icosahedron("Ar", 2, 5.3)
-    ase.io.write(folder / "cluster.xyz", atoms)
-    return str(folder / "cluster.xyz")
-
-
-def labelled(folder: Path) -> Path:
-    """Four small cells with Lennard-Jones labels, at 50 and 90 K as they say."""
-    atoms = bulk("Ar", cubic=True, a=5.6)
-    frames = []
-    for seed, kelvin in enumerate((50, 50, 90, 90)):
-        frame = atoms.copy()
-        frame.rattle(0.1, seed=seed)
-        frame.info["temperature"] = kelvin
-        frames.append(frame)
-    label(frames, folder / "labels.extxyz", "lj", options={"sigma": SIGMA, "epsilon": EPSILON}, processes=0)
-    return folder / "labels.extxyz"
-
-
-def run(folder: Path, model: Any, **values: Any) -> Validation:
-    request = ValidateRequest.parse({**TINY, "model": "test", "output": folder, **values})
-    return validate(request, model=model, console=QUIET)
-
-
-def number(result: Validation, quantity: str, of: str = "") -> Any:
-    found = [
-        row
-        for part in result.parts
-        for row in part.numbers
-        if row["quantity"] == quantity and (not of or row["of"] == of)
-    ]
-    assert found, quantity
-    return found[0]["value"]
-
-
-def mark(result: Validation, what: str) -> str:
-    return next(v["mark"] for part in result.parts for v in part.verdicts if v["what"].startswith(what))
 
 
 @pytest.fixture(scope="module")
@@ -322,75 +256,6 @@ def test_a_reference_that_is_too_dear_is_skipped_with_the_remedy(tmp_path: Path,
     assert re.search(r"give --teacher-minutes \d+, or a smaller --teacher-structure", reasons["structure"][1])
     assert reasons["size"][0] == "measured"  # its own additivity needs no reference
     assert "no larger cell fits" in reasons["size"][1]
-
-
-def test_the_command_on_labels_writes_the_card_and_keeps_the_digest(tmp_path: Path):
-    labels = labelled(tmp_path)
-    path = save_model(
-        random_potential(elements=[18]), tmp_path / "m.safetensors", ModelCard(name="argon", measured={"old": 1.0})
-    )
-    digest = read_header(path)["digest"]
-    words = ["validate", str(path), "--labels", str(labels), "--output", str(tmp_path / "v"), "--write-card"]
-    done = CliRunner().invoke(app, words, catch_exceptions=False)
-    assert done.exit_code == 0, done.output
-    assert "Force RMSE, given labels" in done.output
-    assert "holds these numbers now" in done.output
-    header = read_header(path)
-    assert header["digest"] == digest == model_digest(load_model(path, kernels="plain"))
-    measured = header["card"]["measured"]
-    assert measured["old"] == 1.0
-    record = json.loads((tmp_path / "v" / "validation.json").read_text())
-    assert record["model"]["digest"] == digest
-    value = next(row["value"] for row in record["parts"][0]["numbers"] if row["quantity"] == "force_rmse")
-    found = measured["validation"]["force_rmse_meV_per_A, given labels"]
-    assert found == pytest.approx(value, rel=1e-4)
-    groups = {row["of"] for row in record["parts"][0]["numbers"]}
-    assert {"given labels, 50 K", "given labels, 90 K", "given labels, Ar"} <= groups
-    assert "validation" in CliRunner().invoke(app, ["info", str(path)]).output
-    # another model in the file's place is not given these numbers
-    save_model(random_potential(elements=[18], seed=5), path)
-    with pytest.raises(ModelFileError, match=r"was validated: the file changed since; validate it again"):
-        write_card(str(path), record)
-
-
-def test_a_committees_spread_is_set_beside_its_errors(tmp_path: Path):
-    model = make_committee([random_potential(elements=[18], seed=seed) for seed in (0, 1)])
-    files = (str(labelled(tmp_path)),)
-    result = run(tmp_path / "v", model, labels=files)
-    assert result.failed == []
-    rho = number(result, "rank_correlation_force", "given labels")
-    assert -1 <= rho <= 1
-    assert mark(result, "Spread ranks errors") == ("good" if rho >= 0.5 else "look")
-    spread = number(result, "mean_force_spread", "given labels")
-    found = read_labelled(files, model.cutoff, dtype=model.dtype)
-    every = torch.cat([evaluate_spread(model, graph).force_std for graph in found.graphs])
-    assert spread == pytest.approx(1000 * float(every.pow(2).mean().sqrt()), rel=1e-4)
-    rows = {row["quantity"]: row["unit"] for part in result.parts for row in part.numbers}
-    assert (rows["mean_force_spread"], rows["mean_force_error"]) == ("meV/Å", "meV/Å")
-
-
-def test_bad_input_of_the_command(tmp_path: Path):
-    path = save_model(random_potential(elements=[18]), tmp_path / "m.safetensors")
-
-    def fails(kind: type[Exception], message: str, *words: str) -> None:
-        command = ["validate", str(path), "--output", str(tmp_path / "v"), *words]
-        with pytest.raises(kind, match=message):
-            CliRunner().invoke(app, command, catch_exceptions=False)
-
-    structure = ["--structure", crystal(tmp_path)]
-    fails(InputError, "unknown reference method 'gfn9-xtb'; known here", "--against", "gfn9-xtb", *structure)
-    fails(InputError, "has no option 'accuracyy'", "--against", "lj", "--against-option", "accuracyy=1", *structure)
-    fails(InputError, "there is no file .*missing.extxyz", "--labels", str(tmp_path / "missing.extxyz"))
-    fails(ConfigError, "--temperatures takes numbers .* not 'hot'", "--temperatures", "hot", *structure)
-    fails(InputError, "knows only Ar", "--structure", str(_water(tmp_path)))
-    fails(InputError, "knows no total charge", "--against", "lj", "--charge", "1", *structure)
-
-
-def _water(folder: Path) -> Path:
-    from ase.build import molecule
-
-    ase.io.write(folder / "water.xyz", molecule("H2O"))
-    return folder / "water.xyz"
 
 
 def test_own_frames_are_far_apart_and_numbered(same: Validation):
