@@ -20,13 +20,14 @@ from numpy.typing import NDArray
 
 from egnn_md.errors import InputError
 
-from .all_atom import TEMPERATURE, alphas, build
+from .all_atom import STRIDE, TEMPERATURE, TIMESTEP, alphas, build
 from .chain import bead_atoms
 from .mapping import ForceMap, basic_map, constraint_groups, quietest_map, residue_map
 from .prior import Prior, fit_prior
 
 EQUILIBRATED_PS = 50.0  #: of each run's clock; earlier frames are left out
 BLOCK_PS = 10.0  #: consecutive frames of a run that stay on one side of every split
+LAGS = (1, 2, 3, 5, 10, 25, 100)  # frames; how soon the labels' noise is forgotten
 TEACHER = "ff14SB with GBSA-OBC2, 300 K, C-alpha mean force minus the prior"
 
 
@@ -107,6 +108,20 @@ def read_runs(folder: str | Path, held_out: int) -> Beads:
     )
 
 
+def thinned(run: NDArray[np.int64], every: int) -> NDArray[np.bool_]:
+    """Which frames to label: the first of each run and every so many after it; neighbours in time say the same."""
+    chosen = np.zeros(len(run), dtype=bool)
+    for number in np.unique(run):
+        chosen[np.flatnonzero(run == number)[::every]] = True
+    return chosen
+
+
+def autocorrelation(forces: NDArray[np.float64], lag: int) -> float:
+    """Of forces (frames, beads, 3) about their means, ``lag`` frames apart; 1 without a lag."""
+    about = forces - forces.mean(0)
+    return float((about[: len(about) - lag] * about[lag:]).mean() / (about**2).mean())
+
+
 def label(beads: Beads, chosen: NDArray[np.bool_]) -> list[Any]:
     """ASE atoms with the mapped force minus the prior's, for the chosen frames."""
     frames: list[Any] = []
@@ -126,25 +141,31 @@ def main(
     source: Annotated[Path, typer.Option(help="folder of the all-atom runs")] = Path("runs/protein_cg"),
     output: Annotated[Path, typer.Option(help="where data/ and prior.json go")] = Path("systems/protein_cg"),
     held_out: Annotated[int, typer.Option(help="number of the run that is the test set")] = 3,
+    every: Annotated[int, typer.Option(min=1, help="label one frame in so many; prior and map are fitted to all")] = 5,
 ) -> None:
     """Write data/train.extxyz.xz, data/test.extxyz.xz, prior.json and force_map.json."""
     beads = read_runs(source, held_out)
     learnt = beads.run != held_out
+    labelled = thinned(beads.run, every)
     beads.prior.save(output / "prior.json")
     (output / "data").mkdir(exist_ok=True)
     for name, chosen in (("train", learnt), ("test", ~learnt)):
-        ase.io.write(output / "data" / f"{name}.extxyz.xz", label(beads, chosen), format="extxyz")
+        ase.io.write(output / "data" / f"{name}.extxyz.xz", label(beads, chosen & labelled), format="extxyz")
     names = [f"{atom.residue.name}{atom.residue.id}:{atom.name}" for atom in beads.atoms]
     rest = (beads.forces - beads.prior.forces(beads.positions))[~learnt]
+    frame_ps = STRIDE * TIMESTEP * 1e-3
     report = {
         "frames": {str(run): int((beads.run == run).sum()) for run in np.unique(beads.run)},
+        "labelled": {str(run): int((labelled & (beads.run == run)).sum()) for run in np.unique(beads.run)},
         "force_rms_eV_per_A": {**beads.rms, "quietest minus prior": _rms(rest)},
+        "autocorrelation": {f"{lag * frame_ps:g} ps": round(autocorrelation(rest, lag), 3) for lag in LAGS},
         "residues": list(beads.residues),
         "atoms": names,
         "coefficients": np.round(beads.force_map.by_atom, 4).tolist(),
     }
     (output / "force_map.json").write_text(json.dumps(report) + "\n")
-    typer.echo(json.dumps({key: report[key] for key in ("frames", "force_rms_eV_per_A")}, indent=1))
+    shown = ("frames", "labelled", "force_rms_eV_per_A", "autocorrelation")
+    typer.echo(json.dumps({key: report[key] for key in shown}, indent=1))
 
 
 def _rms(values: NDArray[np.float64]) -> float:

@@ -11,7 +11,7 @@ import torch
 
 from egnn_md.errors import InputError, SimulationError
 from egnn_md.units import BOLTZMANN_EV_PER_K, KJ_PER_MOL_PER_EV
-from egnn_md_systems.protein_cg import chain, mapping, prior, shapes
+from egnn_md_systems.protein_cg import chain, make_data, mapping, prior, shapes
 
 KT = BOLTZMANN_EV_PER_K * 300.0
 ATOMS, BEADS = 9, np.array([1, 4, 7])
@@ -269,3 +269,20 @@ def test_a_torn_chain_is_an_error() -> None:
 
     with pytest.raises(SimulationError, match=r"seed 1: after .* steps a bead is"):
         dynamics.simulate(dynamics.bead_system(["ALA"] * 2, None), np.array([[0, 0, 0], [3, 0, 0]]), 2_000_000, seed=1)
+
+
+def test_every_run_is_thinned_by_itself() -> None:
+    chosen = make_data.thinned(np.array([1, 1, 1, 1, 2, 2, 2]), 3)
+    assert chosen.tolist() == [True, False, False, True, True, False, False]
+
+
+def test_autocorrelation_of_a_known_process() -> None:
+    """Noise that keeps nine tenths of itself a step; its mean does not count."""
+    rng = np.random.default_rng(3)
+    noise = rng.normal(size=(20_000, 2, 3))
+    forces = np.zeros_like(noise)
+    for step in range(1, len(noise)):
+        forces[step] = 0.9 * forces[step - 1] + noise[step]
+    for lag in (0, 1, 5, 40):
+        # 120,000 numbers with a memory of ten steps: 0.01
+        assert make_data.autocorrelation(forces + 7.0, lag) == pytest.approx(0.9**lag, abs=0.03)
