@@ -49,8 +49,8 @@ def structures_of(name: str, model: str | None, folder: Path) -> Iterator[Atoms]
     if name == "visited":
         if model is None:
             raise typer.BadParameter("the set 'visited' needs --model: whose dynamics is to be visited?")
-        parts = ("tripeptides", "pairs", "transfers", "parted", "acids")
-        return visited_structures(model, [folder / f"{part}.extxyz" for part in parts])
+        starts = ("tripeptides", "pairs", "transfers", "parted", "acids")
+        return visited_structures(model, [folder / f"{part}.extxyz" for part in starts])
     if name in FROM_LABELS:
         parts = ("singles", "dipeptides", "tripeptides", "pairs")
         return FROM_LABELS[name]([folder / f"{part}.extxyz" for part in parts])
