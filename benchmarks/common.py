@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
+from egnn_md.devices import find_device, find_dtype
 from egnn_md.errors import InputError
 from egnn_md_benchmarks.counts import STATED, Peak, Shape
-from egnn_md_benchmarks.device import GB, available_memory, check_fits, find_device, find_dtype
+from egnn_md_benchmarks.device import GB, available_memory, check_fits
 from egnn_md_benchmarks.estimate import peak_bytes
 from egnn_md_benchmarks.hardware import busy_warning, describe, measure_peak
 from egnn_md_benchmarks.results import Record

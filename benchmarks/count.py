@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from egnn_md.devices import find_dtype
 from egnn_md_benchmarks.clouds import PAPER, cloud_size, network_config
 from egnn_md_benchmarks.common import Options, Tell, begin
 from egnn_md_benchmarks.counts import Shape, count, floors
-from egnn_md_benchmarks.device import find_dtype
 from egnn_md_benchmarks.model import case_of
 from egnn_md_benchmarks.results import Column, Record
 from egnn_md_benchmarks.water import SIZES as BOXES

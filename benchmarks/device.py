@@ -9,38 +9,8 @@ import torch
 
 from egnn_md.errors import InputError
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
 GB = 1e9
 RESERVE = 0.9  # of what is free: the system and the libraries want some of it
-
-
-def find_device(name: str) -> torch.device:
-    """The device, if this computer has it.
-
-    Raises:
-        InputError: an unknown word, or a device that is not there.
-    """
-    try:
-        found = torch.device(name)
-    except (RuntimeError, TypeError) as error:
-        raise InputError(f"unknown device {name!r}; use cpu, cuda or cuda:1") from error
-    if found.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (found.index or 0) >= count:
-            raise InputError(
-                f"the device {name} is not there (CUDA devices found: {count}); use --device cpu, or see "
-                "`egnn-md doctor`"
-            )
-    elif found.type != "cpu":
-        raise InputError(f"the device {name} is not supported; use cpu or cuda")
-    return found
-
-
-def find_dtype(name: str) -> torch.dtype:
-    """float32 or float64. Raises InputError for any other word."""
-    if name not in DTYPES:
-        raise InputError(f"dtype must be one of {', '.join(DTYPES)}, not {name!r}")
-    return DTYPES[name]
 
 
 def available_memory(device: torch.device) -> int:

@@ -15,7 +15,7 @@ from itertools import cycle
 from typing import Any
 from unittest import mock
 
-from egnn_md_benchmarks.device import find_device, find_dtype
+from egnn_md.devices import find_device, find_dtype
 from egnn_md_benchmarks.paths import Unavailable, on_path
 from egnn_md_benchmarks.timing import choose_clock, interleaved, wait
 

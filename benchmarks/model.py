@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from egnn_md.devices import find_dtype
 from egnn_md.errors import InputError
 from egnn_md_benchmarks.clouds import PAPER
 from egnn_md_benchmarks.common import Options, Tell, begin, refuse, too_large
 from egnn_md_benchmarks.counts import Peak, Shape, count, floors
-from egnn_md_benchmarks.device import find_dtype
 from egnn_md_benchmarks.memory import measure_in_child
 from egnn_md_benchmarks.paths import DEFAULT, Unavailable, check_paths
 from egnn_md_benchmarks.results import Column, Record

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from egnn_md.devices import find_device
 from egnn_md.errors import InputError, MissingDependencyError
 from egnn_md_benchmarks.clouds import cloud_size, make_cloud
 from egnn_md_benchmarks.common import Options, Tell, begin
-from egnn_md_benchmarks.device import find_device
 from egnn_md_benchmarks.results import Column, Record
 from egnn_md_benchmarks.timing import choose_clock, interleaved, summary
 from egnn_md_benchmarks.water import water_atoms_count, water_box

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from egnn_md_benchmarks.device import find_device, find_dtype
+from egnn_md.devices import find_device, find_dtype
 
 MEAN_NEIGHBOURS = 50.0
 Evaluate = Callable[[Any], tuple[float, np.ndarray]]

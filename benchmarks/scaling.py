@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from egnn_md.devices import find_dtype
 from egnn_md.distributed.part import check_mode
 from egnn_md.distributed.partition import METHODS, partition
 from egnn_md.errors import InputError
@@ -22,7 +23,6 @@ from egnn_md.nn.communication import Alone
 from egnn_md_benchmarks.clouds import cloud_size
 from egnn_md_benchmarks.common import Options, Tell, begin, refuse
 from egnn_md_benchmarks.counts import H100, Peak, count
-from egnn_md_benchmarks.device import find_dtype
 from egnn_md_benchmarks.model import case_of
 from egnn_md_benchmarks.paths import Unavailable, check_paths
 from egnn_md_benchmarks.results import Record

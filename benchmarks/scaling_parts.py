@@ -19,13 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from egnn_md.devices import find_dtype
 from egnn_md.distributed.part import Part, Parts, communicating, part_of_graph
 from egnn_md.distributed.wire import Traffic, Wire
 from egnn_md.graph import ParticleGraph
 from egnn_md.nn.communication import Alone
 from egnn_md_benchmarks.clouds import Cloud, cloud_size, make_cloud, network_config
 from egnn_md_benchmarks.counts import Shape
-from egnn_md_benchmarks.device import find_dtype
 from egnn_md_benchmarks.paths import on_path
 from egnn_md_benchmarks.water import water_atoms_count, water_graph
 from egnn_md_benchmarks.workloads import Case, expected_shape, shared

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from egnn_md.devices import find_device, find_dtype
 from egnn_md.errors import InputError
 from egnn_md_benchmarks.clouds import Cloud, CloudSize, cloud_size, make_cloud, network_config
 from egnn_md_benchmarks.counts import Shape
-from egnn_md_benchmarks.device import find_device, find_dtype
 from egnn_md_benchmarks.paths import on_path, switched
 from egnn_md_benchmarks.water import water_atoms_count, water_graph
 

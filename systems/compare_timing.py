@@ -11,11 +11,12 @@ from typing import Any
 import torch
 
 from egnn_md.data.trajectories import open_trajectories
+from egnn_md.devices import find_dtype
 from egnn_md.graph import ParticleGraph
 from egnn_md.models.propagator import predict_unchecked
 from egnn_md.training.batches import WindowBatches
 from egnn_md.training.config_file import validate
-from egnn_md.training.fit import DTYPES, make_schedule, threads
+from egnn_md.training.fit import make_schedule, threads
 from egnn_md.training.propagator_build import build_propagator, load_propagator_data
 from egnn_md.training.propagator_config import PropagatorTrainConfig
 from egnn_md.training.propagator_loss import unrolled_loss
@@ -31,7 +32,7 @@ class _Candidate:
 
     def __init__(self, content: dict[str, Any]) -> None:
         self.config = validate(PropagatorTrainConfig, content, content.get("name", "model"))
-        dtype = DTYPES[self.config.precision]
+        dtype = find_dtype(self.config.precision)
         device = torch.device(self.config.device)
         train = open_trajectories(Path(self.config.data.directory), "train")
         model = build_propagator(self.config, train, dtype)

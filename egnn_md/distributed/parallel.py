@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from egnn_md.checkpoint import model_digest
+from egnn_md.devices import find_device
 from egnn_md.distributed import session
 from egnn_md.distributed.channel import Channel
 from egnn_md.distributed.coordinator import Coordinator
@@ -16,7 +17,7 @@ from egnn_md.distributed.part import check_mode
 from egnn_md.distributed.partition import METHODS, PartitionQuality
 from egnn_md.distributed.pool import Pool
 from egnn_md.distributed.protocol import Report
-from egnn_md.distributed.rank import DTYPES, pack_model
+from egnn_md.distributed.rank import pack_model
 from egnn_md.errors import InputError
 from egnn_md.kernels import PATHS
 from egnn_md.neighbors import VerletStatistics
@@ -38,18 +39,8 @@ def device_names(devices: int | Sequence[str], device: str = "cpu") -> list[str]
         names = [str(name) for name in devices]
         if not names:
             raise InputError("devices is an empty list; name at least one, such as ['cpu']")
-    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
     for name in names:
-        try:
-            found = torch.device(name)
-        except RuntimeError as error:
-            raise InputError(f"unknown device {name!r}; use cpu, cuda:0, cuda:1...") from error
-        if found.type not in ("cpu", "cuda"):
-            raise InputError(f"ranks run on cpu or cuda, not on {name!r}")
-        if found.type == "cuda" and (found.index or 0) >= there:
-            raise InputError(
-                f"the device {name} is not there (CUDA devices found: {there}); use fewer, or device='cpu'"
-            )
+        find_device(name)
     kinds = {torch.device(name).type for name in names}
     if len(kinds) > 1:
         raise InputError(f"devices {names} mix CPU and CUDA, between which there is no backend; choose one kind")
@@ -83,8 +74,6 @@ class Parallel:
     ) -> None:
         check_mode(mode)
         check_skin(skin)
-        if dtype not in DTYPES:
-            raise InputError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
         if partition not in METHODS:
             raise InputError(f"partition must be one of {', '.join(METHODS)}, not {partition!r}")
         if kernels not in PATHS:

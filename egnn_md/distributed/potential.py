@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from egnn_md.checkpoint import load_model
+from egnn_md.devices import find_dtype
 from egnn_md.distributed.parallel import Parallel
-from egnn_md.distributed.rank import DTYPES
 from egnn_md.errors import InputError
 from egnn_md.graph import ParticleGraph
 from egnn_md.models.base import Potential
@@ -77,7 +77,7 @@ class ParallelPotential(Parallel, EvaluatesItself, Potential):
             raise InputError(f"{model!r} holds a {type(given).__name__}, not a potential; see ParallelPropagator")
         super().__init__(given.cutoff, list(given.elements), long_range=given.long_range)
         self.card = getattr(given, "card", None)
-        self._dtype = DTYPES.get(str(dtype).removeprefix("torch."), torch.float32)
+        self._dtype = find_dtype(dtype)
         self._open(
             given, given.cutoff, devices=devices, device=device, dtype=str(dtype).removeprefix("torch."), mode=mode,
             partition=partition, weights=weights, balance=balance, skin=skin, kernels=kernels, neighbors=neighbors,

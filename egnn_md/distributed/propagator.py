@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from egnn_md.checkpoint import load_model
+from egnn_md.devices import find_dtype
 from egnn_md.distributed.parallel import Parallel
-from egnn_md.distributed.rank import DTYPES
 from egnn_md.errors import InputError
 from egnn_md.graph import ParticleGraph
 from egnn_md.models.propagator import Prediction, check_known
@@ -57,7 +57,7 @@ class ParallelPropagator(Parallel):
             raise InputError(f"{model!r} holds a {type(given).__name__}, not a propagator; see ParallelPotential")
         self.config = given.config
         self.card = getattr(given, "card", None)
-        self.dtype = DTYPES.get(str(dtype).removeprefix("torch."), torch.float32)
+        self.dtype = find_dtype(dtype)
         self.device = torch.device("cpu")  # where answers are; the ranks compute on their own
         self._open(
             given, self.config.cutoff, devices=devices, device=device, dtype=str(dtype).removeprefix("torch."),

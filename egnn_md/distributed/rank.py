@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from egnn_md.checkpoint import load_model, save_model
+from egnn_md.devices import find_dtype
 from egnn_md.distributed.part import Part, communicating, part_of_graph
 from egnn_md.distributed.protocol import (
     HEADER,
@@ -31,8 +32,6 @@ from egnn_md.graph import ParticleGraph
 from egnn_md.models.evaluate import evaluate
 from egnn_md.models.propagator import predict_unchecked
 from egnn_md.neighbors.frame import Frame
-
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 def pack_model(model: torch.nn.Module) -> Tensor:
@@ -102,7 +101,7 @@ class Rank:
         return None
 
     def _take_model(self, message: dict[str, Any]) -> None:
-        self.dtype, self.mode = DTYPES[message["dtype"]], message["mode"]
+        self.dtype, self.mode = find_dtype(message["dtype"]), message["mode"]
         self.model = unpack_model(message["content"], self.dtype, self.device, message["kernels"])
         self.columns = 6 if self.model.kind == "propagator" else 3
         self._backend = message["neighbors"]

@@ -14,10 +14,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from egnn_md.checkpoint import model_digest, package_versions
 from egnn_md.data.windows import build_graph
+from egnn_md.devices import find_dtype
 from egnn_md.errors import ExportError, InputError, ModelFileError
 from egnn_md.export.artefact import INFO_FILE, write_atomically
 from egnn_md.export.propagator_module import ExportedPropagator
-from egnn_md.export.torchscript import load_scripted, prepare, resolve_dtype, save_scripted, script
+from egnn_md.export.torchscript import load_scripted, prepare, save_scripted, script
 from egnn_md.export.verify import TOLERANCES
 from egnn_md.kernels import accelerate, accelerated
 from egnn_md.models.propagator import FastEGNNPropagator
@@ -84,7 +85,7 @@ def export_propagator(
         raise ExportError("a propagator that drops random edges cannot be exported: its answer is not a function")
     if config.velocity == "forward":
         raise ExportError("this propagator's velocity looks one frame ahead; nobody can feed it outside its data")
-    path, dtype = Path(path), resolve_dtype(dtype)
+    path, dtype = Path(path), find_dtype(dtype)
     eager: Any = accelerate(prepare(model, dtype), "plain")
     fast = accelerate(deepcopy(eager), kernels)
     scripted = script(ExportedPropagator(script(fast), config.cutoff or 0.0, config.drop_fraction, dtype).eval())

@@ -17,6 +17,7 @@ import torch
 from ase.data import chemical_symbols
 
 from egnn_md.checkpoint import model_digest, package_versions
+from egnn_md.devices import find_dtype
 from egnn_md.errors import ExportError, InputError, ModelFileError, UnknownElementError
 from egnn_md.export.artefact import (
     INFO_FILE,
@@ -28,21 +29,11 @@ from egnn_md.export.artefact import (
 )
 from egnn_md.export.module import ExportedOpen, ExportedPeriodic
 from egnn_md.export.seal import check_seal, plain_attributes, seal
-from egnn_md.export.verify import TOLERANCES, verify
+from egnn_md.export.verify import verify
 from egnn_md.kernels import accelerate, accelerated
 from egnn_md.models import Potential
 from egnn_md.neighbors.verlet import check_skin
 from egnn_md.units import energy_in_ev, length_in_angstrom
-
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
-
-
-def resolve_dtype(dtype: torch.dtype | str) -> torch.dtype:
-    """``float32`` or ``float64``, by name or as torch's object. Raises InputError for anything else."""
-    found = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if found not in TOLERANCES:
-        raise InputError(f"dtype must be float32 or float64, not {dtype!r}")
-    return found
 
 
 def check_known(model: torch.nn.Module, numbers: Sequence[int], indices: Sequence[int] | None = None) -> None:
@@ -217,7 +208,7 @@ def export_torchscript(
     """
     path = Path(path)
     length, energy = length_in_angstrom(length_unit), 1.0 / energy_in_ev(energy_unit)
-    dtype = resolve_dtype(dtype)
+    dtype = find_dtype(dtype)
     acted, chosen = _selection(numbers, atoms)
     check_known(model, acted, chosen)
     particles = len(acted) if chosen is None else len(numbers)

@@ -21,6 +21,7 @@ from rich.console import Console
 from torch import nn
 
 from egnn_md.checkpoint import ModelCard, load_model, model_digest, save_model
+from egnn_md.devices import find_dtype
 from egnn_md.distributed.session import versions
 from egnn_md.errors import ConfigError
 from egnn_md.simulation.files import write_atomic
@@ -33,7 +34,7 @@ from egnn_md.training.stream import BatchStream
 
 BEST_NAME = "best.safetensors"
 MODEL_NAME = "model.safetensors"
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
 Errors = dict[str, dict[str, float]]
 
 
@@ -179,10 +180,11 @@ def _chosen(module: TrainingModule, best: Path) -> nn.Module:
     config, ranks = module.config, module.ranks
     chosen = ranks.writes and config.keep == "best" and best.exists()
     if ranks.alone:
-        return load_model(best, dtype=DTYPES[config.precision], device=module.device) if chosen else module.validated
+        dtype = find_dtype(config.precision)
+        return load_model(best, dtype=dtype, device=module.device) if chosen else module.validated
     final = deepcopy(module.validated)
     if chosen:
-        final.load_state_dict(load_model(best, dtype=DTYPES[config.precision]).state_dict())
+        final.load_state_dict(load_model(best, dtype=find_dtype(config.precision)).state_dict())
     # rank 0 has the file, and perhaps no other rank can see it
     ranks.same_weights(final, chosen=chosen)
     return final

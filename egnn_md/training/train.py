@@ -11,6 +11,7 @@ from torch import nn
 
 from egnn_md.checkpoint import ModelCard
 from egnn_md.data.statistics import DatasetStatistics, dataset_statistics
+from egnn_md.devices import find_dtype
 from egnn_md.models import Potential
 from egnn_md.models.evaluate import check_elements
 from egnn_md.training.build import build_potential, check_model_section, cutoff_of, starting_model
@@ -19,7 +20,6 @@ from egnn_md.training.config import LossSection, TrainConfig
 from egnn_md.training.config_file import apply_overrides, read_yaml, validate
 from egnn_md.training.data import TrainingData, load_data
 from egnn_md.training.fit import (
-    DTYPES,
     Errors,
     TrainingTask,
     TrainResult,
@@ -88,7 +88,7 @@ def train(
     ranks = ranks or join(config)
     if console is None or not ranks.writes:
         console = Console(quiet=True)
-    dtype = DTYPES[config.precision]
+    dtype = find_dtype(config.precision)
     with ranks.watched(), threads(config.threads or ranks.threads):
         state = find_checkpoint(config, resumes(resume))
         start = starting_model(config.model, dtype)

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from egnn_md.checkpoint import ModelCard
 from egnn_md.data.trajectories import open_trajectories
+from egnn_md.devices import find_dtype
 from egnn_md.models.propagator import FastEGNNPropagator, PropagatorConfig
 from egnn_md.simulation.machine import machine
 from egnn_md.training.batches import WindowBatches, WindowStream
 from egnn_md.training.callbacks import Measurements
 from egnn_md.training.config_file import apply_overrides, read_yaml, validate
 from egnn_md.training.fit import (
-    DTYPES,
     Errors,
     TrainingTask,
     TrainResult,
@@ -132,7 +132,7 @@ def train_propagator(
     ranks = ranks or join(config)
     if console is None or not ranks.writes:
         console = Console(quiet=True)
-    dtype = DTYPES[config.precision]
+    dtype = find_dtype(config.precision)
     with ranks.watched(), threads(config.threads or ranks.threads):
         state = find_checkpoint(config, resumes(resume))
         train = open_trajectories(Path(config.data.directory), "train")

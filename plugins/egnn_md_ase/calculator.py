@@ -12,6 +12,7 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
 
+from egnn_md.devices import find_device, find_dtype
 from egnn_md.errors import InputError
 from egnn_md.graph import COINCIDENT, ParticleGraph, check_structure
 from egnn_md.kernels import accelerate
@@ -23,7 +24,7 @@ from egnn_md.models.evaluate import EvaluatesItself, check_elements, evaluate
 from egnn_md.neighbors import VerletList, VerletStatistics, neighbor_list
 from egnn_md.neighbors.frame import Frame
 from egnn_md.neighbors.verlet import check_skin
-from egnn_md_ase.inputs import own_potential, plain, refuse_nan, resolve_device, resolve_dtype
+from egnn_md_ase.inputs import own_potential, plain, refuse_nan
 
 DRIVES = ("mean", "first")
 SPREADS = ("energy_std", "energy_std_per_atom", "force_std")
@@ -88,8 +89,8 @@ class FastEGNNCalculator(Calculator):
         uncertainty_interval: int | None = None,
     ) -> None:
         super().__init__()
-        self.dtype = resolve_dtype(dtype)
-        self.device = resolve_device(device)
+        self.dtype = find_dtype(dtype)
+        self.device = find_device(device)
         check_skin(skin)
         # an unknown or missing backend speaks up now, not at the first step
         neighbor_list(np.zeros((1, 3)), np.zeros((3, 3)), np.zeros(3, dtype=bool), 1.0, backend=backend)

@@ -14,8 +14,6 @@ from egnn_md.checkpoint import load_model
 from egnn_md.errors import InputError, SimulationError
 from egnn_md.models.base import Potential
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
-
 
 def plain(tensor: torch.Tensor) -> np.ndarray:
     """As float64 in main memory."""
@@ -33,32 +31,6 @@ def refuse_nan(values: np.ndarray, what: str, unit: str, atoms: Atoms) -> None:
         f"the model gave atom {bad} ({symbol}) at {place} Å the {what} {values[bad].tolist()} {unit}, "
         "which is not finite; go back to the last good frame and take a shorter timestep, or relax first"
     )
-
-
-def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:
-    """``float32`` or ``float64`` as torch has it. Raises InputError for any other."""
-    found = DTYPES.get(str(dtype).removeprefix("torch."))
-    if found is None:
-        raise InputError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
-    return found
-
-
-def resolve_device(device: str | torch.device) -> torch.device:
-    """The device. Raises InputError if this computer does not have it."""
-    try:
-        found = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise InputError(f"unknown device {device!r}; use cpu, cuda or cuda:1") from error
-    if found.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (found.index or 0) >= count:
-            raise InputError(
-                f"the device {device!s} is not there (CUDA devices found: {count}); use device='cpu', or see "
-                "`egnn-md doctor`"
-            )
-    elif found.type != "cpu":
-        raise InputError(f"the device {device!s} is not supported; use cpu or cuda")
-    return found
 
 
 def own_potential(model: str | Path | Potential, device: torch.device, dtype: torch.dtype) -> Potential:

@@ -11,9 +11,9 @@ import torch
 from ase.data import chemical_symbols
 from torch import Tensor
 
+from egnn_md.devices import find_device, find_dtype
 from egnn_md.errors import InputError, SimulationError
 from egnn_md.export.module import far_origin, whole_cells
-from egnn_md.export.torchscript import DTYPES, resolve_dtype
 from egnn_md.graph import ParticleGraph
 from egnn_md.kernels import accelerate
 from egnn_md.models import Potential, evaluate
@@ -61,8 +61,8 @@ class PotentialCallback:
         kernels: str = "auto",
         molecule: Sequence[int] | None = None,
     ) -> None:
-        self.dtype = resolve_dtype(dtype)
-        self.device = _usable(device)
+        self.dtype = find_dtype(dtype)
+        self.device = find_device(device)
         self.kernels = kernels
         # one that evaluates itself computes where it wants to
         self.model: Any = model if isinstance(model, EvaluatesItself) else accelerate(model.to(self.device), kernels)
@@ -196,17 +196,6 @@ class PotentialCallback:
         )
 
 
-def _usable(device: str | torch.device) -> torch.device:
-    """The device, or InputError where this machine has none of that kind."""
-    try:
-        found = torch.device(device)
-    except RuntimeError as error:
-        raise InputError(f"unknown device {device!r}: {error}") from error
-    if found.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"device {str(device)!r} was asked for, but this machine has no usable CUDA device")
-    return found
-
-
 class RefusedCallback:
     """In the place of a callback that could not be read: raises the reason whenever it is asked.
 
@@ -233,7 +222,7 @@ def _restore(
 
 
 def _read(stored: dict[str, Any], numbers: list[int], options: dict[str, Any]) -> PotentialCallback:
-    model = model_from_bytes(stored, DTYPES[options["dtype"]])
+    model = model_from_bytes(stored, find_dtype(options["dtype"]))
     callback = PotentialCallback(model, numbers, **options)
     callback._stored = stored
     return callback

@@ -223,8 +223,9 @@ def _python_force(
     tree: list[int] | None = None,
 ) -> openmm.Force:
     force_class = python_force_class()
+    from egnn_md.devices import find_dtype
     from egnn_md.export import load_module
-    from egnn_md.export.torchscript import prepare, resolve_dtype
+    from egnn_md.export.torchscript import prepare
     from egnn_md.models.evaluate import EvaluatesItself
     from egnn_md_openmm.payload import ScriptedPotential
     from egnn_md_openmm.python_force import PotentialCallback
@@ -236,11 +237,11 @@ def _python_force(
         model = ScriptedPotential(
             inner, info.cutoff, [], long_range=info.long_range, needs_cell=getattr(inner, "needs_cell", False)
         )
-        atoms, numbers, kind = info.atoms, info.numbers, resolve_dtype(info.dtype)
+        atoms, numbers, kind = info.atoms, info.numbers, find_dtype(info.dtype)
     else:
         everyone = atomic_numbers(topology)
         numbers = everyone if atoms is None else [everyone[i] for i in atoms]
-        kind = resolve_dtype(dtype)
+        kind = find_dtype(dtype)
         model = source.potential
         if not isinstance(model, EvaluatesItself):
             model = prepare(model, kind)

@@ -313,7 +313,7 @@ def test_random_structures_reach_from_contact_to_isolation() -> None:
         ({"atoms": [1, 1]}, InputError, "names particle 1 2 times"),
         ({"length_unit": "furlong"}, InputError, "furlong"),
         ({"energy_unit": "calory"}, InputError, "calory"),
-        ({"dtype": "float16"}, InputError, "float32 or float64"),
+        ({"dtype": "float16"}, InputError, "float32, float64"),
     ],
 )
 def test_impossible_requests(tmp_path: Path, options: dict, error: type, words: str) -> None:

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from egnn_md.devices import find_device
 from egnn_md.errors import ConfigError, InputError, MissingDependencyError
 from egnn_md.neighbors import neighbor_list
-from egnn_md_benchmarks import device as device_module
 from egnn_md_benchmarks import peers, timing
 from egnn_md_benchmarks.clouds import PAPER, cloud_size, make_cloud
 from egnn_md_benchmarks.common import Options
@@ -127,7 +127,7 @@ def test_ratios_are_how_many_times_faster() -> None:
 )
 def test_devices_that_are_not_there(name: str, text: str) -> None:
     with pytest.raises(InputError, match=text):
-        device_module.find_device(name)
+        find_device(name)
 
 
 def test_a_size_that_does_not_fit_is_refused_before_it_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
