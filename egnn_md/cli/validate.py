@@ -48,7 +48,7 @@ def command(
     parts: Annotated[
         str | None,
         typer.Option(
-            help="Of: errors, nve, structure, diffusion, density, stability, size. (default: all)",
+            help="Of: errors, nve, structure, diffusion, density, stability, size, holes. (default: all)",
             rich_help_panel=_WHAT,
             show_default=False,
         ),

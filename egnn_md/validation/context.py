@@ -207,6 +207,7 @@ class Context:
             begun = time.perf_counter()
             once(atoms)
             if time.perf_counter() - begun < 5.0:  # the first call loads and compiles
+                atoms.rattle(1e-3, seed=0)  # a calculator remembers the same positions, and answers at once
                 begun = time.perf_counter()
                 once(atoms)
             known[name] = time.perf_counter() - begun

@@ -22,6 +22,7 @@ TITLES = {
     "density": "Density and pressure",
     "stability": "Long runs",
     "size": "Larger cells",
+    "holes": "Holes in the energy surface",
 }
 MEANINGS = [
     ("±", "One standard error. Of means over time it counts the correlation of successive values; of RMSE it comes "
@@ -38,6 +39,8 @@ MEANINGS = [
     ("Noise, chance", "Runs are cut into blocks. Noise: the divergence that two such runs of one method would have. "
      "Chance: the share of all ways to deal the blocks into two runs that give at least the measured divergence. "
      "Blocks shorter than the system's memory make both too small."),
+    ("Hole", "A distorted structure that the model puts within 1 eV of the frame that it was made from, and more than "
+     "0.5 eV lower than the reference method does. Errors of forces near known minima do not show it."),
     ("Failure", "A guard of the run: a force or energy that is no number, an atom thrown away, a force beyond any "
      "bond's, atoms too close, a temperature that no thermostat would hold."),
 ]  # fmt: skip

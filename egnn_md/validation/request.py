@@ -11,9 +11,9 @@ from pydantic import Field, model_validator
 from egnn_md.errors import ConfigError
 from egnn_md.simulation.options import OptionsModel
 
-PARTS = ("errors", "nve", "structure", "diffusion", "density", "stability", "size")
+PARTS = ("errors", "nve", "structure", "diffusion", "density", "stability", "size", "holes")
 #: How the reference method's time is divided among the parts that need it.
-TEACHER_SHARES = {"errors": 0.3, "structure": 0.5, "size": 0.2}
+TEACHER_SHARES = {"errors": 0.3, "structure": 0.4, "size": 0.2, "holes": 0.1}
 MIN_STEPS = 20  # of any run: fewer say nothing
 LABEL_SUFFIXES = (".xyz", ".extxyz", ".xz", ".gz", ".bz2", ".traj", ".db", ".json")  # of files, not of methods' names
 FS_PER_PS = 1000.0

@@ -30,6 +30,7 @@ from egnn_md.validation import (
     part_density,
     part_diffusion,
     part_errors,
+    part_holes,
     part_nve,
     part_size,
     part_stability,
@@ -38,7 +39,7 @@ from egnn_md.validation import (
 from egnn_md.validation.context import Context
 from egnn_md.validation.page import Written, write_validation
 from egnn_md.validation.report_part import PartReport, Skipped
-from egnn_md.validation.request import PARTS, ValidateRequest
+from egnn_md.validation.request import PARTS, TEACHER_SHARES, ValidateRequest
 from egnn_md.validation.runs import InterruptedRun
 from egnn_md.validation.teacher import TeacherPotential
 
@@ -50,6 +51,7 @@ MEASURES: dict[str, Callable[[Context], PartReport]] = {
     "density": part_density.measure,
     "stability": part_stability.measure,
     "size": part_size.measure,
+    "holes": part_holes.measure,
 }
 # no fault of a part: the next one would fail alike, and what is done is kept
 FATAL = (OutputError, DeviceError, MissingDependencyError)
@@ -184,7 +186,7 @@ def _announce(context: Context) -> None:
     }
     total = sum(count for name, count in steps.items() if name in missing)
     context.say(f"model: {1000 * each:.3g} ms a step, about {total:,} steps or {duration(total * each)} in all")
-    if context.teacher is not None and {"errors", "structure", "size"} & set(missing):
+    if context.teacher is not None and TEACHER_SHARES.keys() & set(missing):
         try:
             seconds = context.teacher_seconds(small=True)
         except EgnnMdError as error:  # the parts that need it will say so

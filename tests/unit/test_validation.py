@@ -12,6 +12,7 @@ import ase.io
 import numpy as np
 import pytest
 import torch
+from ase import Atoms
 from torch import Tensor
 from validation_cases import CUTOFF, EPSILON, QUIET, SIGMA, cluster, crystal, mark, number, run, teacher
 
@@ -20,6 +21,7 @@ from egnn_md.models import HarmonicTether, LennardJones
 from egnn_md.validation import ValidateRequest, Validation, validate
 from egnn_md.validation import runs as runs_module
 from egnn_md.validation.page import TITLES
+from egnn_md.validation.teacher import TeacherPotential
 
 
 @pytest.fixture(scope="module")
@@ -265,3 +267,18 @@ def test_own_frames_are_far_apart_and_numbered(same: Validation):
     assert len(steps) == 3
     assert np.diff(steps).min() > 35  # of 120 steps
     assert {float(atoms.info["temperature"]) for atoms in frames} == {40.0}
+
+
+def test_the_reference_method_is_timed_at_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ASE's calculators answer at once for positions that they know; such a time would promise everything."""
+    seen: list[np.ndarray] = []
+    original = TeacherPotential.results
+
+    def results(self: TeacherPotential, atoms: Atoms, **values: Any) -> dict[str, Any]:
+        seen.append(atoms.positions.copy())
+        return original(self, atoms, **values)
+
+    monkeypatch.setattr(TeacherPotential, "results", results)
+    model = LennardJones(EPSILON, SIGMA, CUTOFF, smooth=False)
+    run(tmp_path / "v", model, **teacher(), structure=crystal(tmp_path), parts=("size",))
+    assert 0 < np.abs(seen[1] - seen[0]).max() < 0.01
