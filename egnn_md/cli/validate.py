@@ -93,7 +93,7 @@ def command(
         str | None, typer.Option(help="Heading of the page.", rich_help_panel=_OUT, show_default=False)
     ] = None,
 ) -> None:
-    """Decide whether to trust a potential: errors, energy conservation, structure, diffusion, density, stability, size.
+    """Decide whether to trust a potential: errors, energy drift, structure, diffusion, density, stability, size, holes.
 
     Examples:
 
