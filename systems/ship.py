@@ -108,7 +108,7 @@ SHIPPED = {
         "systems/protein_cg (egnn_md_systems.protein_cg.dynamics.bead_system).",
         limits="Never alone: without the prior (prior.json, four OpenMM forces) the chain has no bonds and falls "
         "apart. A free energy at 300 K, valid at 300 K only. Elements 97 to 116 stand for residue kinds (GLY is 102), "
-        "not for atoms, and masses must be given. Learned from a few hundred picoseconds of one folded peptide in "
+        "not for atoms, and masses must be given. Learned from two nanoseconds of one folded peptide in "
         "implicit solvent: no unfolding, no other sequence, no kinetics (coarse-grained time runs faster). The labels "
         "are nearly all noise, so force errors are those of the noise, and the energy errors above mean nothing: force "
         "matching has no energies.",
