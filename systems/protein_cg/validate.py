@@ -72,7 +72,7 @@ def force_errors(model: Potential, files: Sequence[Path]) -> dict[str, float]:
 def main(
     output: Annotated[Path, typer.Option(help="where the plot and the figures go")] = HERE,
     model: Annotated[str, typer.Option(help="model file or name")] = str(weights_path()),
-    steps: Annotated[int, typer.Option(help=f"steps of {TIMESTEP:g} fs of each chain")] = 20_000,
+    steps: Annotated[int, typer.Option(help=f"steps of {TIMESTEP:g} fs of each chain")] = 10_000,
     copies: Annotated[int, typer.Option(help="independent chains, with and without the network")] = 16,
     seed: Annotated[int, typer.Option(help="of velocities and noise")] = 1,
     threads: Annotated[int, typer.Option(help="of torch")] = 1,
