@@ -27,6 +27,9 @@ from .sequences import all_single_states, random_states, split
 TEMPERATURES = (300.0, 500.0, 700.0)
 #: kJ/mol/nm² of the well on the radius of gyration: none, folded, pulled apart.
 TRAPS = (0.0, 0.0, 30.0, 100.0, -4.0)
+#: What an acid is brought together with: another acid, a donor or acceptor of hydrogen bonds, anything.
+PARTNERS = ("DE", "STYNQHKWC", LETTERS)
+PARTNER_SHARES = (0.45, 0.35, 0.2)
 PAIR_TRAPS = (30.0, 60.0, 120.0)  # two molecules must be kept together
 RATTLED_EVERY = 5
 CHIGNOLIN_PDB = Path(__file__).parent / "chignolin.pdb"
@@ -96,15 +99,15 @@ def training_pairs(runs: int = 300, frames: int = 5, seed: int = 4_000_000) -> I
 
 
 def training_acids(runs: int = 200, frames: int = 4, seed: int = 16_000_000) -> Iterator[Atoms]:
-    """Two capped residues held together, a carboxylic acid one of them and mostly both; half with a proton moved.
+    """Two capped residues held together, a carboxylic acid one of them and often both; half with a proton moved.
 
-    The protons that two acids hold between them bind stronger than any other hydrogen bond of a neutral peptide, and
-    in the other sets two acids hardly ever meet.
+    The proton that an acid shares with another, or with a hydroxyl group, makes the strongest hydrogen bonds of a
+    neutral peptide, and in the other sets such groups hardly ever meet.
     """
     rng = np.random.default_rng(seed)
     for number in range(runs):
-        other = "DE"[int(rng.integers(2))] if rng.random() < 0.6 else LETTERS[int(rng.integers(len(LETTERS)))]
-        pair = tuple(random_peptide(letter, rng) for letter in ("DE"[number % 2], other))
+        others = str(rng.choice(PARTNERS, p=PARTNER_SHARES))
+        pair = tuple(random_peptide(word, rng) for word in ("DE"[number % 2], others[int(rng.integers(len(others)))]))
         trap = PAIR_TRAPS[number % len(PAIR_TRAPS)]
         run = Run(pair, TEMPERATURES[number % 3], trap, seed=seed + number)
         for index, atoms in enumerate(force_field_trajectory(run, frames, equilibration_ps=2.0)):
