@@ -177,6 +177,7 @@ def _write(path: Path, atoms: ase.Atoms) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)  # 7.5 min beside three other jobs
 def test_barostats_agree_on_an_almost_ideal_gas(tmp_path: Path) -> None:
     """<V> = (N + 1) k T / p for ideal particles: sqrt(<V²> - <V>²) = <V> / sqrt(N + 1)."""
     rng = np.random.default_rng(3)
