@@ -78,8 +78,8 @@ SHIPPED = {
         "one to three residues and on pairs of single ones: longer chains are extrapolation, tried on chignolin only. "
         "Strictly local: nothing is felt beyond three times five angstrom, so energies of charged or extended "
         "molecules miss electrostatics. Not for two charged residues (protons would move), zwitterions and free ends, "
-        "proton transfer, disulphide bridges, D residues, water, ions, radicals, or temperatures above 700 K. Protons "
-        "of neutral carboxyl groups are shared too easily: hydrogen bonds between them are too short.",
+        "proton transfer, disulphide bridges, D residues, water, ions, radicals, or temperatures above 700 K. Hydrogen "
+        "bonds of neutral carboxyl groups are somewhat too strong.",
     ),
     **{f"water-{stride}fs": _water_propagator(stride) for stride in (2, 4, 8)},
     "alanine-dipeptide": Shipped(

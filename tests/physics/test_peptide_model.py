@@ -83,4 +83,4 @@ def test_chignolin_runs_two_picoseconds(tmp_path: Path) -> None:
     trajectory = mdtraj.load(str(tmp_path / "nvt" / "trajectory.dcd"), top=structure)
     bonds = np.array([(bond[0].index, bond[1].index) for bond in trajectory.topology.bonds])
     lengths = mdtraj.compute_distances(trajectory, bonds, periodic=False)
-    assert (lengths / lengths[0]).max() < 1.35
+    assert (lengths / lengths[0]).max() < 1.25  # heat does that much; 1.13 was seen in 10 ps
