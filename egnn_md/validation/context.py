@@ -214,6 +214,13 @@ class Context:
             write_json(path, known)
         return known[name]
 
+    def energy_and_forces(self, atoms: Atoms) -> tuple[float, np.ndarray]:
+        """The model's energy (eV) and forces (N, 3) eV/Å."""
+        model = self.model
+        graph = graph_from_atoms(atoms, model.cutoff, dtype=model.dtype).to(model.device)
+        found = evaluate(model, graph)
+        return float(found["energy"][0]), found["forces"].detach().double().cpu().numpy()
+
     def start_file(self, name: str, atoms: Atoms) -> str:
         """``atoms`` as a file that runs can begin with."""
         path = self.work / "starts" / f"{name}.extxyz"

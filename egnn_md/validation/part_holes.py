@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
-from ase.optimize import LBFGS
+from scipy.optimize import minimize
 
 from egnn_md.errors import LabellingError, SimulationError
 from egnn_md.simulation.files import write_json
@@ -27,7 +27,8 @@ COUNT = 24  # distortions of each frame
 FEWEST = 6
 FRAME_STEPS = 60  # of relaxation: the heat of a frame would hide what a distortion costs
 RELAX_STEPS = 20
-RELAX_MOVE = 0.05  # Å a step, at most
+RELAX_ROOM = 0.5  # Å that a coordinate may go
+WALL = 1e3  # eV
 SETTLED = 0.05  # eV/Å
 #: eV above the frame that a run may come to by itself, by the model's own words.
 WITHIN_REACH = 1.0
@@ -64,11 +65,7 @@ def _frame(context: Context, number: int, atoms: Atoms, count: int) -> list[dict
     assert teacher is not None
     path = context.work / f"holes-{number}.json"
     stored: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"rows": []}
-    calculator = _calculator(context)
-    atoms.calc = calculator
-    _relax(atoms, FRAME_STEPS)
-    start = atoms.get_potential_energy()
-    atoms.calc = None
+    start = _relax(context, atoms, FRAME_STEPS)
     if "start" not in stored:
         stored["start"] = teacher.results(atoms)["energy"]
     rng = np.random.default_rng([context.request.seed, number])
@@ -79,7 +76,7 @@ def _frame(context: Context, number: int, atoms: Atoms, count: int) -> list[dict
             continue
         row: dict[str, Any] = {"frame": number, "kind": distortion.kind, "what": distortion.words(atoms)}
         try:
-            moved, energy = _settled(distortion, atoms, calculator)
+            moved, energy = _settled(context, distortion, atoms)
             row["model"] = energy - start
             row["reference"] = teacher.results(moved)["energy"] - stored["start"]
         except (LabellingError, SimulationError) as error:
@@ -90,23 +87,38 @@ def _frame(context: Context, number: int, atoms: Atoms, count: int) -> list[dict
     return rows
 
 
-def _calculator(context: Context) -> Any:
-    from egnn_md_ase import FastEGNNCalculator
-
-    return FastEGNNCalculator(context.model, device=str(context.model.device), dtype=context.request.dtype)
-
-
-def _settled(distortion: Distortion, atoms: Atoms, calculator: Any) -> tuple[Atoms, float]:
+def _settled(context: Context, distortion: Distortion, atoms: Atoms) -> tuple[Atoms, float]:
     """The distorted structure, a moved hydrogen's relaxed by the model, and the model's energy of it in eV."""
     moved = distortion.applied(atoms)
-    moved.calc = calculator
     if distortion.kind == "moved":
-        _relax(moved, RELAX_STEPS)
-    return moved, float(moved.get_potential_energy())
+        return moved, _relax(context, moved, RELAX_STEPS)
+    return moved, context.energy_and_forces(moved)[0]
 
 
-def _relax(atoms: Atoms, steps: int) -> None:
-    LBFGS(atoms, logfile=None, maxstep=RELAX_MOVE).run(fmax=SETTLED, steps=steps)  # type: ignore[arg-type]
+def _relax(context: Context, atoms: Atoms, steps: int) -> float:
+    """Move the atoms downhill, at most :data:`RELAX_ROOM`; the model's energy where they come to rest, eV.
+
+    Raises:
+        SimulationError: the energy or a force of the structure as it is given is no number.
+    """
+    start, forces = context.energy_and_forces(atoms)
+    if not (np.isfinite(start) and np.isfinite(forces).all()):
+        raise SimulationError("the model gave a distorted structure an energy or a force that is no number")
+
+    def slope(x: np.ndarray) -> tuple[float, np.ndarray]:
+        moved: Atoms = atoms.copy()
+        moved.positions = x.reshape(-1, 3)
+        energy, forces = context.energy_and_forces(moved)
+        if not (np.isfinite(energy) and np.isfinite(forces).all()):
+            return WALL, np.zeros_like(x)  # a line search looked too far: it is turned back
+        return energy - start, -forces.ravel()
+
+    x = atoms.positions.ravel()
+    bounds = np.stack([x - RELAX_ROOM, x + RELAX_ROOM], axis=1)
+    options = {"maxiter": steps, "gtol": SETTLED}
+    found = minimize(slope, x, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+    atoms.positions = found.x.reshape(-1, 3)
+    return start + float(found.fun)
 
 
 def _report(context: Context, rows: list[dict[str, Any]], failed: int) -> PartReport:

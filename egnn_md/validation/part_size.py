@@ -11,8 +11,6 @@ import numpy as np
 from ase import Atoms
 from ase.build import make_supercell
 
-from egnn_md.data.structures import graph_from_atoms
-from egnn_md.models import evaluate
 from egnn_md.simulation.files import write_json
 from egnn_md.training.metrics import MEV
 from egnn_md.validation.context import Context
@@ -87,19 +85,11 @@ def measure(context: Context) -> PartReport:
     return report
 
 
-def _model(context: Context, atoms: Atoms) -> tuple[float, np.ndarray]:
-    """Energy (eV) and forces (N, 3) eV/Å."""
-    model = context.model
-    graph = graph_from_atoms(atoms, model.cutoff, dtype=model.dtype).to(model.device)
-    found = evaluate(model, graph)
-    return float(found["energy"][0]), found["forces"].detach().double().cpu().numpy()
-
-
 def _copy_alone(
     report: PartReport, context: Context, small: Atoms, large: Atoms, copies: tuple[int, int, int]
 ) -> None:
     """What an exact copy changes: nothing, for an energy that is a sum over atoms of their surroundings."""
-    one, many = _model(context, small)[0] / len(small), _model(context, large)[0] / len(large)
+    one, many = context.energy_and_forces(small)[0] / len(small), context.energy_and_forces(large)[0] / len(large)
     change = MEV * (many - one)
     name = "x".join(map(str, copies))
     fine = abs(change) <= ADDITIVE + 1e-7 * MEV * abs(one)
@@ -132,7 +122,7 @@ def _errors(
         stored["copy"] = MEV * (exact[1] - exact[0])
         for atoms in (small, large):
             moved = rattled(atoms, context.request.seed)
-            energy, forces = _model(context, moved)
+            energy, forces = context.energy_and_forces(moved)
             truth = teacher.results(moved)
             error = forces - truth["forces"]
             stored["cells"].append(
